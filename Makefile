@@ -1,0 +1,67 @@
+# Needs python3 (3.10 or newer), python3-venv and make. Everything else is installed into .venv, from the pins in
+# constraints.txt, and again only when pyproject.toml, constraints.txt or this file changed.
+
+PYTHON ?= python3
+# PyPI's torch for Linux is the CUDA build, several GB; the "+cpu" build is on PyTorch's own index.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PINS := pyproject.toml constraints.txt Makefile
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint wheel clean
+
+help: ## this list (default)
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+demo: $(VENV)/.demo ## export a tiny model and let it answer questions about a clip
+	$(RUN) examples.demo
+
+test: $(VENV)/.test lint ## lint, types, tests
+	$(RUN) pytest -n 2
+
+lint: $(VENV)/.test ## ruff and mypy
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+wheel: $(VENV)/.demo ## build dist/*.whl
+	rm -rf build/lib build/bdist.*
+	$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+clean: ## remove all that make and the tools wrote, .venv too
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv writes, so a half-made .venv is made again.
+$(VENV)/bin/pip:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "$(PYTHON) not found: sudo apt install python3 python3-venv, or make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; \
+		sys.exit(0 if sys.version_info >= (3, 10) else "$(PYTHON) is Python " + v + ", too old: make PYTHON=python3.10 (or newer)")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module: sudo apt install" \
+		"python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: once the CPU build is there, nothing asks for another. pip's own configuration goes first, so
+# a machine with a mirror never waits for PyTorch's index; on plain PyPI that try ends at once, for "+cpu" is not there.
+$(VENV)/.demo: $(VENV)/bin/pip $(PINS)
+	$(INSTALL) setuptools
+	@$(INSTALL) --no-deps "$(TORCH)" 2>/dev/null || \
+		$(INSTALL) --no-deps --retries 1 --timeout 15 --extra-index-url "$(TORCH_INDEX)" "$(TORCH)" || \
+		{ echo "cannot install $(TORCH): set TORCH_INDEX to a package index that has it, or" \
+		"TORCH=torch==$(TORCH_VERSION) to take the CUDA build" >&2; exit 1; }
+	$(INSTALL) --no-build-isolation --editable '.[export]'
+	@touch $@
+
+# torchvision stands apart, for the one test that needs it: PyPI's is built for CUDA, and in site-packages beside a
+# CPU torch it would break `import transformers`.
+$(VENV)/.test: $(VENV)/.demo
+	$(INSTALL) --no-build-isolation --editable '.[export,test,dev]'
+	$(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision torchvision
+	@touch $@

@@ -1,0 +1,166 @@
+"""A bundle on disk, what export writes and all that a device needs: `dycoke_edge.json` and the files it lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dycoke_edge import contract
+from dycoke_edge.contract import ModelSpec
+from dycoke_edge.errors import BundleError, UsageError
+
+FORMAT_VERSION = 1
+MANIFEST = "dycoke_edge.json"
+EMBED = "onnx/embed_tokens.npy"
+
+
+class FileEntry(BaseModel):
+    """Size in bytes and sha256 of one file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """`dycoke_edge.json`: what the bundle holds and where it came from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int
+    made_by: str
+    family: str
+    task: str
+    model: ModelSpec
+    merge_ratios: tuple[float, ...]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    image_token_id: int
+    video_token_id: int
+    newline_id: int  # row of embed_tokens.npy that holds the newline the model puts after a video
+    stop_token_ids: tuple[int, ...]
+    random_seed: int | None  # set when the weights are random: the text means nothing
+    files: dict[str, FileEntry]
+
+
+class Bundle:
+    """An opened bundle whose version, files and sizes are as the manifest says."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model's dimensions."""
+        return self.manifest.model
+
+    def graph_path(self, name: str) -> Path:
+        """The file of a graph."""
+        return self.path / "onnx" / f"{name}.onnx"
+
+    def embed_tokens(self) -> NDArray[np.floating]:
+        """The embedding table [V+1, E], memory-mapped; its last row is the newline after a video."""
+        table = np.load(self.path / EMBED, mmap_mode="r")
+        want = (self.manifest.newline_id + 1, self.model.hidden_size)
+        if table.shape != want or table.dtype != self.model.numpy_dtype:
+            raise BundleError(f"{self.path / EMBED} holds {table.dtype} {table.shape}, not {want}; export again")
+        return np.asarray(table)
+
+    def merge_graph(self, merge_ratio: float) -> str | None:
+        """The merge graph for a ratio, None where merge needs none; UsageError if the bundle lacks it."""
+        if not contract.needs_merge_graph(self.model, merge_ratio):
+            return None
+        name = contract.merge_name(merge_ratio)
+        if not any(np.isclose(merge_ratio, have) for have in self.manifest.merge_ratios):
+            have = " ".join(f"{ratio:g}" for ratio in (0.0, *self.manifest.merge_ratios))
+            raise UsageError(
+                f"merge_ratio={merge_ratio:g} (--merge-ratio) is not in this bundle, which has {have}; "
+                f"choose one of these or export with --merge-ratio {merge_ratio:g}"
+            )
+        return name
+
+    def verify(self, on_file: Callable[[str], None] = lambda name: None) -> None:
+        """Hash every file against the manifest; BundleError names the first that differs."""
+        for name, entry in self.manifest.files.items():
+            on_file(name)
+            if sha256(self.path / name) != entry.sha256:
+                raise BundleError(f"{self.path / name} does not match its sha256 in {MANIFEST}; export again")
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a bundle folder; BundleError when it is missing, foreign, newer, or has missing or cut-off files."""
+    path = Path(path)
+    manifest = _read_manifest(path)
+    bundle = Bundle(path, manifest)
+    graphs = contract.graphs(manifest.model, manifest.merge_ratios)
+    needed = {EMBED, "tokenizer.json", *(f"onnx/{graph.name}.onnx" for graph in graphs)}
+    for name in sorted(needed - manifest.files.keys()):
+        raise BundleError(f"{path / MANIFEST} does not list {name}; export again")
+    for name, entry in manifest.files.items():
+        _check_file(path, name, entry)
+    return bundle
+
+
+def _check_file(path: Path, name: str, entry: FileEntry) -> None:
+    file = path / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BundleError(f"{path / MANIFEST} lists {name!r}, which is outside the bundle; export again")
+    if not file.is_file():
+        raise BundleError(f"{file} is missing; export again or copy the whole folder")
+    if file.stat().st_size != entry.size:
+        raise BundleError(f"{file} has {file.stat().st_size} bytes, not {entry.size}; export or copy it again")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise BundleError(f"no bundle folder at {path}; make one with: dycoke-edge export MODEL_DIR {path}")
+    if not file.is_file():
+        raise BundleError(
+            f"{path} is not a dycoke-edge bundle (it has no {MANIFEST}); "
+            f"make one with: dycoke-edge export {path} BUNDLE"
+        )
+    try:
+        data = json.loads(file.read_text())
+        version = data["format_version"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
+    if version != FORMAT_VERSION:
+        age = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
+        raise BundleError(
+            f"{file} has format {version}, {age} one than this version reads ({FORMAT_VERSION}); "
+            "update dycoke-edge or export again"
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{file}: {where}: {first['msg']}; export again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_files(path: Path) -> dict[str, FileEntry]:
+    """Size and hash of every file below a bundle folder but the manifest."""
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(path).as_posix(): FileEntry(size=p.stat().st_size, sha256=sha256(p)) for p in files}

@@ -1,0 +1,116 @@
+"""Everything the command line prints. Answers and JSON go to stdout; progress, tables and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dycoke_edge.bundle import Manifest
+
+if TYPE_CHECKING:
+    from dycoke_edge.export.parity import Parity
+    from dycoke_edge.runtime.pipeline import Piece
+
+people = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def error(text: str) -> None:
+    """One line, whatever the text."""
+    print("dycoke-edge: " + " ".join(text.split()), file=sys.stderr)
+
+
+def json_line(data: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(data), flush=True)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar on stderr, only on a terminal; the function given takes what is done now and a share of 1."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
+
+
+def parity(found: Parity) -> None:
+    """A line per checked output."""
+    verdict = "ok" if found.ok else f"OUT OF TOLERANCE {found.tolerance:g}"
+    people.print(
+        f"{found.graph:16} {found.output:10} max abs {found.max_abs:.1e}  relative {found.relative:.1e}  "
+        f"argmax {found.argmax:7.2%}  {verdict}"
+    )
+
+
+def random_weights(manifest: Manifest) -> None:
+    """Say so when the text will mean nothing."""
+    if manifest.random_seed is not None:
+        people.print(f"note: this model has random weights (seed {manifest.random_seed}); its text means nothing")
+
+
+def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Pass pieces on, printing their text as it comes."""
+    for piece in pieces:
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+        yield piece
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def facts(data: dict[str, Any], as_json: bool) -> None:
+    """Facts as JSON or as a table, both on stdout."""
+    if as_json:
+        json_line(data)
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in _flat(data):
+        table.add_row(key, _readable(key, value))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+def costs(stats: dict[str, Any]) -> None:
+    """What compression did and what each stage cost, on stderr."""
+    table = Table(title="what it took", title_justify="left")
+    for name in ("stage", "result", "time"):
+        table.add_column(name, justify="right" if name == "time" else "left")
+    kept, came = stats["visual_tokens_kept"], stats["visual_tokens_in"]
+    active = stats["mean_active_rows"]
+    share = f" ({kept / came:.1%})" if came else ""
+    table.add_row("video", f"{stats['frames']} frames", _ms(stats["video_latency"]))
+    table.add_row("vision", f"{came} visual tokens", _ms(stats["vision_latency"]))
+    table.add_row("merge", f"{kept} kept{share}", _ms(stats["merge_latency"]))
+    table.add_row("prefill", f"{kept + stats['text_tokens']} tokens", _ms(stats["prefill_latency"]))
+    table.add_row("first token", "after reading the video", _ms(stats["time_to_first_token"]))
+    seen = f"{active:.0f} visual rows seen by deep layers" + (f" ({active / came:.1%})" if came else "")
+    table.add_row("decode", f"{stats['new_tokens']} tokens, {seen}", _ms(stats["inter_token_latency_p50"]) + " each")
+    table.add_row("keep", f"{stats['refreshes']} refreshes", _ms(stats["kv_compaction_latency"]))
+    table.add_row("KV cache", f"{stats['kv_bytes'] / 2**20:.2f} MiB in use", "")
+    people.print(table)
+    for reason in stats["why_not"]:
+        people.print(f"note: {reason}")
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.1f} ms"
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _readable(key: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and ("bytes" in key or key.startswith("memory_needed")):
+        return f"{value:,} ({value / 2**20:,.1f} MiB)"
+    return "absent" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,146 @@
+"""The tensors of every graph: one table, written by export, bound by the runtime, checked by tests.
+
+Letters: F frames, N visual tokens a frame, m tokens a compared frame keeps, B compared frames, T new tokens in a call,
+S live KV rows, H query heads, G KV heads, D head dim, E hidden size, R image side in pixels, V vocabulary, L the layer
+where the decoder is cut. Model tensors have the bundle's dtype; masks, attention and logits are always fp32.
+
+| graph           | inputs                                                        | outputs                          |
+|-----------------|---------------------------------------------------------------|----------------------------------|
+| vision          | pixels [F,3,R,R]                                              | tokens [F,N,E]                   |
+| merge_070       | reference [B,N,E], frame [B,N,E]                              | kept [B,m,E], index [B,m] int32  |
+| decoder_shallow | embeds [T,E], cos/sin [T,D/2], mask [T,S+T], k_i/v_i [S,G,D]  | hidden [T,E], attention [T,S+T], |
+|                 | for i < L                                                     | new_k_i/new_v_i [T,G,D]          |
+| decoder_deep    | hidden [T,E], cos/sin, mask, k_i/v_i [S,G,D] for i >= L       | logits [1,V], new_k_i/new_v_i    |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from dycoke_edge.config import DType
+from dycoke_edge.dycoke import kept_per_frame
+
+OPSET = 17  # what TensorRT 8.6 to 11 and every ONNX Runtime read alike
+IR_VERSION = 8  # the IR that opset 17 came with
+MASKED = -3e4  # finite: a row of -inf is NaN in softmax, and fp16 cannot hold much less
+Element = Literal["fp32", "fp16", "int32"]
+NUMPY: dict[Element, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32}
+
+
+class ModelSpec(BaseModel):
+    """The dimensions of an exported model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: DType
+    image_size: int
+    tokens_per_frame: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float
+    max_positions: int
+    split_layer: int
+
+    @property
+    def numpy_dtype(self) -> type[np.generic]:
+        """The element type of model tensors."""
+        return NUMPY[self.dtype]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token holds in the KV buffer, all layers, K and V."""
+        element = np.dtype(self.numpy_dtype).itemsize
+        return 2 * self.num_layers * self.kv_heads * self.head_dim * element
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output: a name, a shape of numbers and letters, an element type."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: Element
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph: its file is `onnx/<name>.onnx`, its weights `onnx/<name>.onnx.data`."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def merge_name(merge_ratio: float) -> str:
+    """The graph of a merge ratio: 0.7 -> merge_070."""
+    return f"merge_{round(merge_ratio * 100):03d}"
+
+
+def vision(spec: ModelSpec) -> Graph:
+    """Tower, projector and 2x2 pooling."""
+    pixels = Tensor("pixels", ("F", 3, spec.image_size, spec.image_size), spec.dtype)
+    tokens = Tensor("tokens", ("F", spec.tokens_per_frame, spec.hidden_size), spec.dtype)
+    return Graph("vision", (pixels,), (tokens,))
+
+
+def merge(spec: ModelSpec, merge_ratio: float) -> Graph:
+    """Stage 1 for frames and their anchors; `kept` and `index` are in raster order."""
+    n, e, m = spec.tokens_per_frame, spec.hidden_size, kept_per_frame(spec.tokens_per_frame, merge_ratio)
+    inputs = tuple(Tensor(name, ("B", n, e), spec.dtype) for name in ("reference", "frame"))
+    outputs = (Tensor("kept", ("B", m, e), spec.dtype), Tensor("index", ("B", m), "int32"))
+    return Graph(merge_name(merge_ratio), inputs, outputs)
+
+
+def decoder_shallow(spec: ModelSpec) -> Graph:
+    """Layers below L; also hands out layer L-1's attention, averaged over heads."""
+    layers = range(spec.split_layer)
+    attention = Tensor("attention", ("T", "S+T"), "fp32")
+    hidden = Tensor("hidden", ("T", spec.hidden_size), spec.dtype)
+    return Graph(
+        "decoder_shallow",
+        _decoder_inputs(spec, "embeds", layers),
+        (hidden, attention, *_new_rows(spec, layers)),
+    )
+
+
+def decoder_deep(spec: ModelSpec) -> Graph:
+    """Layers from L on, the last norm and the language-model head, for the last of the T tokens."""
+    layers = range(spec.split_layer, spec.num_layers)
+    logits = Tensor("logits", (1, spec.vocab_size), "fp32")
+    return Graph("decoder_deep", _decoder_inputs(spec, "hidden", layers), (logits, *_new_rows(spec, layers)))
+
+
+def graphs(spec: ModelSpec, merge_ratios: tuple[float, ...]) -> list[Graph]:
+    """Every graph of a bundle. A ratio that keeps nothing or all of a frame needs none."""
+    merges = [merge(spec, ratio) for ratio in merge_ratios if needs_merge_graph(spec, ratio)]
+    return [vision(spec), *merges, decoder_shallow(spec), decoder_deep(spec)]
+
+
+def needs_merge_graph(spec: ModelSpec, merge_ratio: float) -> bool:
+    """False where merge keeps no token of a compared frame (ratio 1), or all of them (ratio 0)."""
+    return 0 < kept_per_frame(spec.tokens_per_frame, merge_ratio) < spec.tokens_per_frame
+
+
+def _decoder_inputs(spec: ModelSpec, first: str, layers: range) -> tuple[Tensor, ...]:
+    half = ("T", spec.head_dim // 2)
+    cached = ("S", spec.kv_heads, spec.head_dim)
+    return (
+        Tensor(first, ("T", spec.hidden_size), spec.dtype),
+        Tensor("cos", half, spec.dtype),
+        Tensor("sin", half, spec.dtype),
+        Tensor("mask", ("T", "S+T"), "fp32"),
+        *(Tensor(f"{kv}_{i}", cached, spec.dtype) for i in layers for kv in "kv"),
+    )
+
+
+def _new_rows(spec: ModelSpec, layers: range) -> tuple[Tensor, ...]:
+    shape = ("T", spec.kv_heads, spec.head_dim)
+    return tuple(Tensor(f"new_{kv}_{i}", shape, spec.dtype) for i in layers for kv in "kv")

@@ -1,0 +1,113 @@
+"""DyCoke's two stages as pure array functions: the reference every other implementation is held to.
+
+Paper: arXiv 2411.15024 (CVPR 2025), section 3.2 (merge) and 3.3 (keep). Mode "official" copies what the released code
+(KD-TAO/DyCoke, commit dd74634) does where it differs, for comparison only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.config import MergeMode
+from dycoke_edge.errors import UsageError
+
+WINDOW = 4  # frames; the paper's sliding window
+
+
+def kept_per_frame(tokens_per_frame: int, merge_ratio: float) -> int:
+    """Tokens of a compared frame that stay: int((1 - K) N) in double precision, as the released code rounds."""
+    return int((1 - merge_ratio) * tokens_per_frame)
+
+
+def anchors(num_frames: int) -> list[tuple[int, int]]:
+    """(anchor, frame) pairs of mode "paper": of each window of 4, frame 1 with 0, 2 with 0, 3 with 2.
+
+    Frames that are no second member are kept whole. A frame depends on earlier frames only.
+    """
+    offset = {1: 1, 2: 2, 3: 1}
+    return [(f - offset[f % WINDOW], f) for f in range(num_frames) if f % WINDOW]
+
+
+def official_anchors(num_frames: int) -> list[tuple[int, int]]:
+    """(anchor, frame) pairs of the released code: (0,1),(2,3),... and 2 with 0 in all windows but the last."""
+    if num_frames <= WINDOW:
+        raise UsageError(
+            f"mode='official' (--mode) fails on {num_frames} frames, as the released code does; "
+            "use 5 or more frames or --mode paper"
+        )
+    pairs = [(f, f + 1) for f in range(0, num_frames - 1, 2)]
+    return pairs + [(f, f + 2) for f in range(0, num_frames - WINDOW, WINDOW)]
+
+
+def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Cosine along the last axis, fp32; zero vectors have similarity 0."""
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    tiny = np.finfo(np.float32).tiny
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.asarray((a * b).sum(-1) / np.maximum(norms, tiny), np.float32)
+
+
+def merge_indices(tokens: NDArray[np.floating], merge_ratio: float, mode: MergeMode = "paper") -> NDArray[np.int32]:
+    """Flat indices into F*N of the visual tokens that merge keeps (stage 1).
+
+    tokens: [F, N, C] any float; returns int32 [M]. Mode "paper" gives raster order for every F >= 1. Mode "official"
+    gives a pruned frame's tokens in order of similarity, drops an odd last frame, and raises UsageError for F <= 4.
+    """
+    num_frames, per_frame, _ = tokens.shape
+    kept = kept_per_frame(per_frame, merge_ratio)
+    pairs = anchors(num_frames) if mode == "paper" else official_anchors(num_frames)
+    whole = np.arange(per_frame)
+    rows = {f: whole for f in range(num_frames if mode == "paper" else num_frames // 2 * 2)}
+    for anchor, frame in pairs:
+        order = np.argsort(cosine(tokens[anchor], tokens[frame]), kind="stable")[:kept]
+        rows[frame] = np.sort(order) if mode == "paper" else order
+    flat = [frame * per_frame + index for frame, index in sorted(rows.items())]
+    return np.concatenate(flat).astype(np.int32)
+
+
+def count_merged(num_frames: int, per_frame: int, merge_ratio: float) -> int:
+    """M, the visual tokens that mode "paper" keeps: known before any pixel is seen."""
+    compared = len(anchors(num_frames))
+    return (num_frames - compared) * per_frame + compared * kept_per_frame(per_frame, merge_ratio)
+
+
+class KeepPolicy:
+    """Which visual tokens the deep layers attend to at each decode step (stage 2). One object a request.
+
+    Mode "paper": the `int(num_visual (1 - prune_ratio))` most attended tokens, chosen at the first step and again
+    whenever the attention turns (cosine with the previous step below `refresh_threshold`); in between the set stays.
+    Mode "official": in a step that does not choose, the whole cache is used, as in the released code.
+    """
+
+    def __init__(
+        self, num_visual: int, prune_ratio: float, refresh_threshold: float = 0.9, mode: MergeMode = "paper"
+    ) -> None:
+        self.num_active = int(num_visual * (1 - prune_ratio))
+        self.refresh_threshold = refresh_threshold
+        self.mode = mode
+        self.refreshes = 0
+        self.refreshed = False
+        self._previous: NDArray[np.float32] | None = None
+        self._active = np.ones(num_visual, np.bool_)
+
+    def step(self, attention: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Take one step. attention: fp32 [num_visual], layer L-1, mean over heads, of the token being computed.
+
+        Returns bool [num_visual], True = active in this step; `refreshed` says whether the set changed.
+        """
+        before = self._active
+        turned = self._previous is None or cosine(self._previous, attention) < self.refresh_threshold
+        self._previous = attention.copy()
+        if turned:
+            self.refreshes += 1
+            self._active = self._choose(attention)
+        elif self.mode == "official":
+            self._active = np.ones_like(before)
+        self.refreshed = not np.array_equal(before, self._active)
+        return self._active
+
+    def _choose(self, attention: NDArray[np.float32]) -> NDArray[np.bool_]:
+        active = np.zeros(attention.size, np.bool_)
+        active[np.argsort(-attention, kind="stable")[: self.num_active]] = True
+        return active

@@ -1,0 +1,55 @@
+"""Every error a user can cause, in one tree.
+
+DycokeEdgeError
+├── UsageError       exit 2   an option or argument that cannot be used
+│   └── KVOverflow   exit 2   the request does not fit the KV buffer
+├── InputError       exit 3   a video, image or checkpoint that cannot be read
+├── BundleError      exit 4   a bundle that is missing, damaged, foreign or newer
+└── EngineError      exit 4   an inference engine that is not there or failed
+
+Each text is one line that names the option or file and a value that works. Our own bugs are `assert`s.
+"""
+
+from __future__ import annotations
+
+
+class DycokeEdgeError(Exception):
+    """Base of all errors of this package; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(DycokeEdgeError, ValueError):
+    """An option or argument that cannot be used."""
+
+    exit_code = 2
+
+
+class KVOverflow(UsageError):
+    """The KV buffer has no room for the rows asked for."""
+
+    def __init__(self, needed: int, capacity: int) -> None:
+        super().__init__(
+            f"kv_capacity={capacity} rows (--kv-capacity) is too small: this request needs {needed}; "
+            f"use --kv-capacity {needed}, fewer frames or a higher --merge-ratio"
+        )
+        self.needed = needed
+        self.capacity = capacity
+
+
+class InputError(DycokeEdgeError, ValueError):
+    """A video, image or checkpoint that cannot be read."""
+
+    exit_code = 3
+
+
+class BundleError(DycokeEdgeError, RuntimeError):
+    """A bundle that is missing, damaged, foreign, newer, or that could not be written."""
+
+    exit_code = 4
+
+
+class EngineError(DycokeEdgeError, RuntimeError):
+    """An inference engine that is not available or that failed."""
+
+    exit_code = 4

@@ -1,0 +1,60 @@
+"""What a bundle holds and the memory that it needs for a clip, computed from the manifest alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dycoke_edge.bundle import Bundle
+from dycoke_edge.config import EngineSpec
+from dycoke_edge.dycoke import count_merged
+
+TEXT_ROWS = 256  # rows counted for a prompt and its answer
+
+
+def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: int) -> dict[str, Any]:
+    """Facts of a bundle: dimensions, sizes in bytes, rows and bytes for `num_frames` frames."""
+    manifest, model = bundle.manifest, bundle.model
+    bundle.merge_graph(merge_ratio)
+    visual_rows = count_merged(num_frames, model.tokens_per_frame, merge_ratio)
+    rows = visual_rows + TEXT_ROWS
+    return {
+        "bundle": str(bundle.path),
+        "made_by": manifest.made_by,
+        "family": manifest.family,
+        "task": manifest.task,
+        "random_weights": manifest.random_seed is not None,
+        **model.model_dump(),
+        "merge_ratios": list(manifest.merge_ratios),
+        "bytes_on_disk": sum(entry.size for entry in manifest.files.values()),
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        "kv_bytes_at_capacity": kv_capacity * model.kv_bytes_per_token,
+        "frames": num_frames,
+        "visual_tokens_in": num_frames * model.tokens_per_frame,
+        "visual_tokens_kept": visual_rows,
+        "kv_rows_needed": rows,
+        "kv_rows_fit": rows <= kv_capacity,
+        "memory_needed": _needed(bundle, num_frames, rows),
+    }
+
+
+def _needed(bundle: Bundle, num_frames: int, rows: int) -> dict[str, int]:
+    """Bytes by part. Vision and decoder are not held at the same time unless keep_vision is set."""
+    model, chunk = bundle.model, EngineSpec().prefill_chunk
+    element = np.dtype(model.numpy_dtype).itemsize
+    parts = {
+        "vision_weights": _weights(bundle, "vision"),
+        "decoder_weights": _weights(bundle, "decoder_shallow") + _weights(bundle, "decoder_deep"),
+        "visual_tokens": num_frames * model.tokens_per_frame * model.hidden_size * element,
+        "kv": rows * model.kv_bytes_per_token,
+        # scores, their sum with the mask, probabilities and one slice of them: fp32 [H, chunk, rows] each
+        "prefill_scratch": 4 * model.num_heads * min(chunk, rows) * (rows + chunk) * 4,
+    }
+    answering = parts["decoder_weights"] + parts["kv"] + parts["prefill_scratch"]
+    return parts | {"peak": parts["visual_tokens"] + max(parts["vision_weights"], answering)}
+
+
+def _weights(bundle: Bundle, graph: str) -> int:
+    entry = bundle.manifest.files.get(f"onnx/{graph}.onnx.data")
+    return entry.size if entry else 0

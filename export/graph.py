@@ -1,0 +1,104 @@
+"""Writes ONNX graphs node by node, streaming weights to one `.data` file as they come, and finishes traced ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from dycoke_edge.contract import IR_VERSION, OPSET, Graph, Tensor
+
+ALIGNMENT = 4096  # page size: lets ONNX Runtime map weights instead of reading them
+ONNX_TYPE = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int32": TensorProto.INT32}
+
+
+class GraphWriter:
+    """Builds one graph of the contract. Weights never stay in memory: each goes to `<file>.data` at once."""
+
+    def __init__(self, path: Path, spec: Graph) -> None:
+        self.path = path
+        self.spec = spec
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, TensorProto] = {}
+        self._data = path.with_name(path.name + ".data").open("wb")
+
+    def __enter__(self) -> GraphWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.close()
+
+    def node(self, op: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+        """Add a node with one output; returns the output's name (made up from the op unless given)."""
+        name = out or f"{op.lower()}_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def split(self, value: str, sizes: list[int] | int, axis: int) -> list[str]:
+        """Add a Split into parts of constant sizes, or into a number of equal parts."""
+        count = sizes if isinstance(sizes, int) else len(sizes)
+        names = [f"split_{len(self._nodes)}_{part}" for part in range(count)]
+        inputs = [value] if isinstance(sizes, int) else [value, self.ints(sizes)]
+        self._nodes.append(helper.make_node("Split", inputs, names, name=names[0], axis=axis))
+        return names
+
+    def ints(self, values: list[int]) -> str:
+        """A small int64 constant: shapes, axes, bounds."""
+        return self._inline("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: float, dtype: type[np.generic] = np.float32) -> str:
+        """A scalar constant."""
+        return self._inline(f"scalar_{value:g}_{np.dtype(dtype).name}", np.array(value, dtype))
+
+    def _inline(self, name: str, array: NDArray[Any]) -> str:
+        self._initializers.setdefault(name, onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def weight(self, name: str, array: NDArray[Any]) -> str:
+        """Stream a weight to the data file, page-aligned; returns its name."""
+        assert name not in self._initializers
+        offset = -(-self._data.tell() // ALIGNMENT) * ALIGNMENT
+        self._data.seek(offset)
+        self._data.write(np.ascontiguousarray(array).data)
+        tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL, dims=array.shape)
+        tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        location = {"location": self.path.name + ".data", "offset": offset, "length": array.nbytes}
+        for key, value in location.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self._initializers[name] = tensor
+        return name
+
+    def save(self) -> None:
+        """Write the graph file, with shapes inferred for every value."""
+        graph = helper.make_graph(
+            self._nodes,
+            self.spec.name,
+            [_value_info(tensor) for tensor in self.spec.inputs],
+            [_value_info(tensor) for tensor in self.spec.outputs],
+            list(self._initializers.values()),
+        )
+        finish(helper.make_model(graph), self.path, self.spec)
+
+
+def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(tensor.name, ONNX_TYPE[tensor.dtype], tensor.shape)
+
+
+def finish(model: onnx.ModelProto, path: Path, spec: Graph) -> None:
+    """Stamp opset, IR and the contract's own dimension names, infer shapes strictly, and save."""
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", OPSET))
+    model.ir_version = IR_VERSION
+    model.producer_name = "dycoke-edge"
+    del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
+    model.graph.input.extend(_value_info(tensor) for tensor in spec.inputs)
+    model.graph.output.extend(_value_info(tensor) for tensor in spec.outputs)
+    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    path.write_bytes(model.SerializeToString())

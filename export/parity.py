@@ -1,0 +1,221 @@
+"""Checks every exported graph against torch on random input, before a bundle is kept.
+
+The decoder's reference is transformers' own Qwen2 layers, loaded one at a time in fp32, so a check needs the memory
+of one layer. What is compared against is not our graph code but the model people know.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+
+from dycoke_edge import contract
+from dycoke_edge.config import DType
+from dycoke_edge.contract import ModelSpec
+from dycoke_edge.errors import BundleError
+from dycoke_edge.export.checkpoint import TORCH_DTYPE, Checkpoint
+from dycoke_edge.export.vision import Merge, VisionEncoder
+
+TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 2e-2}  # relative, measured: 4e-6 and 4e-3 on random models
+CACHED, NEW = 24, 5  # rows of the decoder check: S and T
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far one output is from torch: max |a-b|, that over max |b|, and how often the last axis' argmax agrees."""
+
+    graph: str
+    output: str
+    max_abs: float
+    relative: float
+    argmax: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Within tolerance; NaN is not."""
+        return self.relative <= self.tolerance
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def compare(graph: str, output: str, got: Array, want: torch.Tensor, tolerance: float) -> Parity:
+    """Measure one output."""
+    a, b = got.astype(np.float64), want.detach().double().numpy()
+    assert a.shape == b.shape, (graph, output, a.shape, b.shape)
+    error = float(np.abs(a - b).max(initial=0.0))
+    scale = float(np.abs(b).max(initial=0.0)) or 1.0
+    agree = float((a.argmax(-1) == b.argmax(-1)).mean()) if a.size else 1.0
+    return Parity(graph, output, error, error / scale, agree, tolerance)
+
+
+class ParityCheck:
+    """Runs the graphs of a bundle folder on the CPU and compares."""
+
+    def __init__(self, folder: Path, checkpoint: Checkpoint, spec: ModelSpec, seed: int = 0) -> None:
+        self.folder = folder
+        self.checkpoint = checkpoint
+        self.spec = spec
+        self.tolerance = TOLERANCE[spec.dtype]
+        self.random = torch.Generator().manual_seed(seed)
+
+    def vision(self, encoder: VisionEncoder, frames: int = 2) -> Iterator[Parity]:
+        """Check the vision encoder on random pixels in [-1, 1]."""
+        size = self.spec.image_size
+        pixels = (torch.rand(frames, 3, size, size, generator=self.random) * 2 - 1).to(self._dtype)
+        got = self._run("vision", {"pixels": pixels.numpy()})
+        yield self._parity("vision", "tokens", got[0], encoder(pixels))
+
+    def merge(self, merge_ratio: float) -> Iterator[Parity]:
+        """Check merge on a random frame pair."""
+        graph = contract.merge(self.spec, merge_ratio)
+        shape = (3, self.spec.tokens_per_frame, self.spec.hidden_size)
+        pair = [torch.randn(shape, generator=self.random).to(self._dtype) for _ in range(2)]
+        got = self._run(graph.name, {"reference": pair[0].numpy(), "frame": pair[1].numpy()})
+        kept = graph.outputs[0].shape[1]
+        assert isinstance(kept, int)
+        for name, a, b in zip(("kept", "index"), got, Merge(kept)(*pair), strict=True):
+            yield self._parity(graph.name, name, a, b)
+
+    def decoders(self) -> Iterator[Parity]:
+        """Check both decoder graphs on random embeddings: S rows cached, T new ones."""
+        rows = CACHED + NEW
+        embeds = torch.randn(rows, self.spec.hidden_size, generator=self.random) * self._embed_std()
+        embeds = embeds.to(self._dtype)
+        want = TorchDecoder(self.checkpoint, self.spec).run(embeds.float())
+        cos, sin = want.cos.to(self._dtype).numpy(), want.sin.to(self._dtype).numpy()
+        mask = np.zeros((NEW, rows), np.float32)
+        mask[:, CACHED:][np.triu_indices(NEW, 1)] = contract.MASKED
+        common = {"cos": cos[CACHED:], "sin": sin[CACHED:], "mask": mask}
+        yield from self._decoder("decoder_shallow", {"embeds": embeds[CACHED:].numpy(), **common}, want)
+        hidden = want.hidden[CACHED:].to(self._dtype).numpy()
+        yield from self._decoder("decoder_deep", {"hidden": hidden, **common}, want)
+
+    def _decoder(self, name: str, feeds: dict[str, Array], want: TorchRun) -> Iterator[Parity]:
+        graph = {g.name: g for g in contract.graphs(self.spec, ())}[name]
+        cached = [t.name for t in graph.inputs if t.shape[0] == "S"]
+        feeds |= {key: want.rows[key][:CACHED].to(self._dtype).numpy() for key in cached}
+        for tensor, got in zip(graph.outputs, self._run(name, feeds), strict=True):
+            key = tensor.name.removeprefix("new_")
+            reference = {"hidden": want.hidden[CACHED:], "attention": want.attention, "logits": want.logits}.get(key)
+            yield self._parity(name, tensor.name, got, want.rows[key][CACHED:] if reference is None else reference)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return TORCH_DTYPE[self.spec.dtype]
+
+    def _embed_std(self) -> float:
+        newline = self.checkpoint.tensor("image_newline")
+        return float(newline.std()) or 1.0
+
+    def _parity(self, graph: str, output: str, got: Array, want: torch.Tensor) -> Parity:
+        return compare(graph, output, got, want, self.tolerance)
+
+    def _run(self, graph: str, feeds: dict[str, Array]) -> list[Array]:
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # keeps weights mapped: 7B fits
+        options.log_severity_level = 3
+        path = self.folder / f"{graph}.onnx"
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        outputs: list[Array] = session.run(None, feeds)
+        return outputs
+
+
+@dataclass
+class TorchRun:
+    """What torch computed for S+T rows: fp32 tensors."""
+
+    cos: torch.Tensor  # [S+T, D/2]
+    sin: torch.Tensor
+    hidden: torch.Tensor  # [S+T, E] after layer L-1
+    attention: torch.Tensor  # [T, S+T] head mean of layer L-1, the last T rows
+    logits: torch.Tensor  # [1, V]
+    rows: dict[str, torch.Tensor]  # k_i, v_i [S+T, G, D]
+
+
+class TorchDecoder:
+    """transformers' Qwen2 layers, one in memory at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+        self.checkpoint = checkpoint
+        self.spec = spec
+        self.config = checkpoint.config.text_config
+        self.config._attn_implementation = "eager"
+
+    def run(self, embeds: torch.Tensor) -> TorchRun:
+        """Run all layers on embeds [S+T, E] with a causal mask."""
+        rows, half = len(embeds), self.spec.head_dim // 2
+        x = embeds[None]
+        cos, sin = qwen2.Qwen2RotaryEmbedding(self.config)(x, torch.arange(rows)[None])
+        kv: dict[str, torch.Tensor] = {}
+        hidden = attention = torch.empty(0)
+        for i in range(self.spec.num_layers):
+            x, probs, keys, values = self._layer(x, i, (cos, sin))
+            kv |= {f"k_{i}": keys, f"v_{i}": values}
+            if i == self.spec.split_layer - 1:
+                hidden, attention = x[0], probs.mean(0)[-NEW:]
+        return TorchRun(cos[0, :, :half], sin[0, :, :half], hidden, attention, self._logits(x[0, -1:]), kv)
+
+    def _layer(self, x: torch.Tensor, i: int, turn: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        layer = self._load(lambda: qwen2.Qwen2DecoderLayer(self.config, 0), f"layers.{i}.")
+        seen: list[torch.Tensor] = []
+        layer.self_attn.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+        cache, rows = DynamicCache(), x.shape[1]
+        mask = torch.full((rows, rows), torch.finfo(torch.float32).min).triu(1)[None, None]
+        with torch.no_grad():
+            y = layer(x, attention_mask=mask, position_embeddings=turn, use_cache=True, **{_CACHE_ARGUMENT: cache})
+        y = y[0] if isinstance(y, tuple) else y
+        keys, values = _cached(cache)
+        return y, seen[0][0], keys[0].transpose(0, 1), values[0].transpose(0, 1)
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self._load(lambda: qwen2.Qwen2RMSNorm(self.spec.hidden_size, self.config.rms_norm_eps), "norm.")
+        head = self._weight("lm_head.weight")
+        with torch.no_grad():
+            logits: torch.Tensor = norm(x) @ head.T
+        return logits
+
+    def _load(self, make: Callable[[], torch.nn.Module], prefix: str) -> Any:
+        with torch.device("meta"):
+            module = make()
+        module.load_state_dict({name: self._weight(prefix + name) for name in module.state_dict()}, assign=True)
+        return module.eval()
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """A weight as the bundle rounds it, in fp32."""
+        return self.checkpoint.tensor(name, self.spec.dtype).float()
+
+
+_PARAMETERS = inspect.signature(qwen2.Qwen2DecoderLayer.forward).parameters
+_CACHE_ARGUMENT = next(name for name in _PARAMETERS if name.startswith("past_key_value"))  # 4.56 added an s
+
+
+def _cached(cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [1, G, S+T, D] of the only layer, whichever transformers."""
+    if hasattr(cache, "layers"):
+        return cache.layers[0].keys, cache.layers[0].values
+    return cache.key_cache[0], cache.value_cache[0]
+
+
+def refuse_bad(results: list[Parity]) -> None:
+    """BundleError naming the worst output if any is out of tolerance."""
+    bad = [result for result in results if not result.ok]
+    if bad:
+        worst = max(bad, key=lambda result: np.nan_to_num(result.relative, nan=np.inf))
+        raise BundleError(
+            f"{worst.graph}: {worst.output} differs from torch by {worst.relative:.2g} relative, "
+            f"more than {worst.tolerance:g}; no bundle was written, please report this model"
+        )

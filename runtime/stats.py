@@ -1,0 +1,57 @@
+"""What an answer cost and what compression really did: part of every reply."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Stats:
+    """Counts are taken from the arrays that were bound; times are seconds by the wall clock.
+
+    `time_to_first_token` runs from the decoded frames to the first token: vision, merge and prefill.
+    """
+
+    frames: int = 0
+    visual_tokens_in: int = 0  # F * N
+    visual_tokens_kept: int = 0  # M, after merge
+    text_tokens: int = 0
+    new_tokens: int = 0
+    merge_applied: bool = False
+    keep_applied: bool = False
+    why_not: list[str] = field(default_factory=list)  # where compression was asked for and could not apply, or was off
+    mean_active_rows: float = 0.0  # visual rows that deep layers attended to, mean over decode steps
+    refreshes: int = 0  # times the kept set was chosen anew and changed
+    kv_bytes: int = 0  # rows in use at the end
+    kv_bytes_reserved: int = 0
+    video_latency: float = 0.0  # decode and resize
+    vision_latency: float = 0.0
+    merge_latency: float = 0.0
+    prefill_latency: float = 0.0
+    kv_compaction_latency: float = 0.0  # all refreshes together
+    time_to_first_token: float = 0.0
+    inter_token_latencies: list[float] = field(default_factory=list)
+
+    @property
+    def compression_applied(self) -> bool:
+        """True if merge dropped a token or keep set one aside."""
+        return self.merge_applied or self.keep_applied
+
+    def percentile(self, share: float) -> float | None:
+        """A percentile of the inter-token latency in seconds, None before the second token."""
+        if not self.inter_token_latencies:
+            return None
+        return float(np.percentile(self.inter_token_latencies, share))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: latencies summed up to p50 and p90."""
+        data = asdict(self)
+        del data["inter_token_latencies"]
+        return data | {
+            "compression_applied": self.compression_applied,
+            "inter_token_latency_p50": self.percentile(50),
+            "inter_token_latency_p90": self.percentile(90),
+        }

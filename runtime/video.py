@@ -1,0 +1,189 @@
+"""From a video or image file to the frames that a model sees: which ones, at which size, with
+which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dycoke_edge.config import Clip
+from dycoke_edge.errors import InputError, UsageError
+from dycoke_edge.runtime.container import Index, scan
+from dycoke_edge.runtime.pictures import Contradiction, count, decode, upright
+
+Progress = Callable[[int, int], None]
+
+# Named one by one: Pillow takes MPEG streams for images too, and runs a program for EPS.
+IMAGES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
+ROUNDING = 1e-3  # seconds; Matroska rounds its times to this
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, and `times`
+    float64 [F], seconds from the first frame of the file."""
+
+    pixels: NDArray[np.uint8]
+    times: NDArray[np.float64]
+
+
+def sample_indices(total: int, num_frames: int) -> NDArray[np.int64]:
+    """Which of `total` frames to look at: int64 [min(num_frames, total)], evenly spread, the
+    first being 0. This is the rule of transformers' video processors, in integers; where they
+    raise for total < num_frames, every frame is taken once."""
+    picked = min(num_frames, total)
+    return np.arange(picked, dtype=np.int64) * total // max(picked, 1)
+
+
+def sample_fps(times: NDArray[np.float64], fps: float, start: float, end: float) -> NDArray[np.int64]:
+    """Which frames are on the screen at start, start + 1/fps, ... before `end`. `times` float64
+    [n] are the seconds at which frames of [start, end) appear, in order. Increasing int64
+    indices: a frame that stays on the screen longer than 1/fps is taken once. Raises nothing."""
+    edges = np.ceil((np.append(times, end) - ROUNDING - start) * fps).astype(np.int64)
+    edges[0], edges[-1] = 0, max(edges[-1], 1)
+    return np.flatnonzero(np.diff(np.maximum(edges, 0)) > 0)
+
+
+def read_video(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progress | None = None) -> Frames:
+    """Reads the frames that `clip` asks for from any file FFmpeg reads, each resized to `size` x
+    `size` when it is taken: memory depends on their number only. `on_frame(done, total)` follows
+    the work; it may start over once, for a file whose packets and frames differ. Raises
+    UsageError for a start behind the end, InputError for a file that cannot be read or is
+    damaged where it is needed. An `end` behind the end of the video means all of it."""
+    path = _file(path, "--video")
+    index = scan(path, clip.start, clip.end)
+    if index is not None:
+        try:
+            return _take(path, index, clip, size, on_frame)
+        except Contradiction:
+            pass  # decoding shows better what there is
+    return _take(path, count(path, clip.end), clip, size, on_frame)
+
+
+def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | None) -> Frames:
+    chosen = _choose(path, index, clip)
+    pixels = np.empty((len(chosen), size, size, 3), np.uint8)
+    for place, frame in enumerate(decode(path, index, chosen)):
+        image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        pixels[place] = np.asarray(upright(frame, _scaled(image, size)))
+        if on_frame is not None:
+            on_frame(place + 1, len(chosen))
+    return Frames(pixels, index.times[chosen])
+
+
+def _choose(path: Path, index: Index, clip: Clip) -> NDArray[np.int64]:
+    if clip.start >= index.duration:
+        raise UsageError(
+            f"start={clip.start:g} (--start) is behind the end of {path}, "
+            f"which lasts {index.duration:.2f} s; use --start 0 or another time within"
+        )
+    end = index.duration if clip.end is None else min(clip.end, index.duration)
+    inside = np.flatnonzero((index.times >= clip.start) & (index.times < end))
+    if not len(inside):  # nothing changes between start and end: what is on the screen then
+        return np.array([np.searchsorted(index.times, clip.start, "right") - 1])
+    if clip.fps is None:
+        return inside[sample_indices(len(inside), clip.num_frames)]
+    return inside[sample_fps(index.times[inside], clip.fps, clip.start, end)]
+
+
+def read_image(path: str | PathLike[str], size: int) -> Frames:
+    """Reads an image as a clip of one frame at time 0, turned as its EXIF data say, resized to
+    `size` x `size`. Raises InputError for a file that is not an image or is damaged."""
+    path = _file(path, "--image")
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            upright_image = ImageOps.exif_transpose(image)
+            pixels = np.asarray(_scaled(_rgb(upright_image), size))
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} (--image) is not an image; give a JPEG, PNG or WebP file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{path} (--image) cannot be read ({_line(error)}); copy it again or save it as JPEG"
+        ) from error
+    return Frames(pixels[None].copy(), np.zeros(1))
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in IMAGES if name in Image.OPEN]  # a Pillow may be built without some
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips them to white
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def open_visual(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progress | None = None) -> Frames:
+    """`read_image` or `read_video`, whichever the content calls for. An animation is a video.
+    Raises what they raise."""
+    path = _file(path, "--video")
+    return read_image(path, size) if _is_image(path) else read_video(path, clip, size, on_frame)
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix.lower() in (
+        ".mjpeg",
+        ".mjpg",
+    ):  # a row of JPEGs, which by content is the first of them
+        return False
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            animated = getattr(image, "n_frames", 1) > 1 and image.format in (
+                "GIF",
+                "PNG",
+                "WEBP",
+                "AVIF",
+            )
+            return not animated
+    except UnidentifiedImageError:
+        return False
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return True  # an image that `read_image` will complain of
+
+
+def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Scales uint8 [F, H, W, 3] to uint8 [F, size, size, 3], bicubic with antialiasing, as the
+    models were trained."""
+    return np.stack([np.asarray(_scaled(Image.fromarray(frame), size)) for frame in frames])
+
+
+def _scaled(image: Image.Image, size: int) -> Image.Image:
+    # Pillow 13 may scale columns first, which clips overshoot differently; torchvision never does.
+    wide = image.resize((size, image.height), Image.Resampling.BICUBIC)
+    return wide.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def to_pixels(frames: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """What the vision encoder takes: uint8 [F, R, R, 3] to float32 [F, 3, R, R], (x / 255 -
+    mean) / std by channel."""
+    scale = 1 / (255 * np.asarray(std, np.float32))
+    shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    return np.ascontiguousarray((frames * scale - shift).transpose(0, 3, 1, 2))
+
+
+def _file(path: str | PathLike[str], option: str) -> Path:
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} ({option}) is a folder; give one file")
+        if not path.exists():
+            raise InputError(f"{path} ({option}) does not exist; check the path")
+        if path.is_file() and path.stat().st_size == 0:
+            raise InputError(f"{path} ({option}) is empty; copy or record it again")
+        path.open("rb").close()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} ({option}) cannot be opened ({_line(error)}); check its permissions") from error
+    return path
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

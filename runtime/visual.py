@@ -1,0 +1,66 @@
+"""From frames to the visual tokens that enter the decoder: encode, then merge (stage 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.bundle import Bundle
+from dycoke_edge.config import Compression
+from dycoke_edge.dycoke import anchors, kept_per_frame, merge_indices
+from dycoke_edge.runtime.engine import Engine
+from dycoke_edge.runtime.video import to_pixels
+
+Array = NDArray[Any]
+
+
+def encode(
+    bundle: Bundle,
+    engine: Engine,
+    frames: NDArray[np.uint8],
+    batch: int,
+    on_frame: Callable[[int, int], None] = lambda done, total: None,
+) -> Array:
+    """frames uint8 [F, R, R, 3] -> tokens [F, N, E], `batch` frames at a time, written where they stay."""
+    spec, manifest = bundle.model, bundle.manifest
+    tokens = np.empty((len(frames), spec.tokens_per_frame, spec.hidden_size), spec.numpy_dtype)
+    for start in range(0, len(frames), batch):
+        part = slice(start, start + batch)
+        pixels = to_pixels(frames[part], manifest.image_mean, manifest.image_std)
+        engine.run("vision", {"pixels": pixels.astype(spec.numpy_dtype, copy=False)}, {"tokens": tokens[part]})
+        on_frame(min(start + batch, len(frames)), len(frames))
+    return tokens
+
+
+def merge(bundle: Bundle, engine: Engine, tokens: Array, compression: Compression) -> tuple[Array, NDArray[np.int32]]:
+    """tokens [F, N, E] -> kept tokens [M, E] and their flat indices [M] into F*N."""
+    if compression.merge_ratio == 0:
+        return tokens.reshape(-1, tokens.shape[-1]), np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
+    graph = bundle.merge_graph(compression.merge_ratio)
+    if compression.mode == "official" or graph is None:
+        # only for comparison, or nothing to rank: the reference itself
+        index = merge_indices(tokens, compression.merge_ratio, compression.mode)
+        return tokens.reshape(-1, tokens.shape[-1])[index], index
+    return _merge_by_graph(engine, graph, tokens, kept_per_frame(tokens.shape[1], compression.merge_ratio))
+
+
+def _merge_by_graph(engine: Engine, graph: str, tokens: Array, kept: int) -> tuple[Array, NDArray[np.int32]]:
+    num_frames, per_frame, width = tokens.shape
+    anchor_of = {frame: anchor for anchor, frame in anchors(num_frames)}
+    sizes = [kept if frame in anchor_of else per_frame for frame in range(num_frames)]
+    out, index = np.empty((sum(sizes), width), tokens.dtype), np.empty(sum(sizes), np.int32)
+    start = 0
+    for frame, size in enumerate(sizes):
+        rows, here = out[start : start + size], index[start : start + size]
+        if frame in anchor_of:
+            anchor = anchor_of[frame]
+            pair = {"reference": tokens[anchor : anchor + 1], "frame": tokens[frame : frame + 1]}
+            engine.run(graph, pair, {"kept": rows[None], "index": here[None]})
+        else:
+            rows[...], here[...] = tokens[frame], np.arange(per_frame)
+        here += frame * per_frame
+        start += size
+    return out, index

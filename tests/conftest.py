@@ -1,0 +1,78 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import random_model
+from dycoke_edge import VideoLLM
+from dycoke_edge.config import ExportSpec
+from dycoke_edge.export.build import export
+from tests import lively
+
+torch.set_num_threads(1)  # on busy cores the spinning threads of torch made these tests 70 times slower
+
+
+def pytest_report_header() -> list[str]:
+    names = ("numpy", "onnxruntime", "torch", "transformers", "onnx")
+    return [", ".join(f"{name} {_version(name)}" for name in names), f"providers: {_providers()}"]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _providers() -> str:
+    try:
+        import onnxruntime
+    except ImportError:
+        return "absent"
+    return ", ".join(onnxruntime.get_available_providers())
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face directory of the lively tiny model."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    random_model.make(lively.SHAPE, path, seed=lively.SEED)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its fp32 bundle. Tests that damage a bundle copy it first."""
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    export(tiny_checkpoint, path, ExportSpec(split_layer=lively.SPLIT_LAYER))
+    return path
+
+
+@pytest.fixture(scope="session")
+def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its fp16 bundle."""
+    path = tmp_path_factory.mktemp("bundle") / "half"
+    export(tiny_checkpoint, path, ExportSpec(dtype="fp16", merge_ratio=(0.5,)))
+    return path
+
+
+@pytest.fixture
+def llm(tiny_bundle: Path) -> VideoLLM:
+    return VideoLLM.load(tiny_bundle, kv_capacity=512, prefill_chunk=32)
+
+
+@pytest.fixture(scope="session")
+def model(tiny_checkpoint: Path) -> Any:
+    """The same weights in transformers, fp32, eager attention."""
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
+        tiny_checkpoint, dtype="float32", attn_implementation="eager"
+    )
+    return loaded.eval()

@@ -1,0 +1,229 @@
+"""What users get: the wheel, the direction of imports, what an import drags in, and the README."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDES = ("calibration", "export", "runtime")
+FOLDERS = ("dycoke_edge", *SIDES)
+FRAMEWORKS = {"onnx", "onnxscript", "optimum", "safetensors", "torch", "transformers"}
+# A module may import those of a lower rank, and a side its own modules.
+ORDER = ("errors", "config", "dycoke", "contract", "bundle")
+RANKS = {word: rank for rank, word in enumerate(ORDER)} | dict.fromkeys(SIDES, len(ORDER))
+TOP = len(ORDER) + 1  # cli*, __main__, and __init__, which hands out the public names
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that the file names: statements, at any depth, and import_module("...")."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def own_imports(path: Path) -> set[str]:
+    """What the file names of dycoke_edge: "config", "runtime"; "" is a public name of it."""
+    parts = [[*module.split("."), ""][:2] for module in imports(path)]
+    ours = {second for first, second in parts if first == "dycoke_edge"} - {"__version__"}
+    return {word if word in RANKS or word.startswith("cli") else "" for word in ours}
+
+
+def part(path: Path) -> str:
+    folder = path.parent.name
+    return folder if folder in SIDES else path.stem
+
+
+def python(*args: str, executable: str | Path = sys.executable, **options: Any) -> str:
+    """What a fresh process prints; fails with its stderr."""
+    done = subprocess.run([executable, *args], capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"exit {done.returncode}: {' '.join(args)}\n{done.stderr}"
+    return str(done.stdout)
+
+
+# The package list and the direction of imports
+
+
+def test_every_folder_is_packaged() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {path.parent.relative_to(ROOT) for side in SIDES for path in (ROOT / side).rglob("*.py")}
+    names = {"dycoke_edge." + ".".join(folder.parts) for folder in found}
+    assert set(listed) == {"dycoke_edge"} | names
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_links_lead_to_the_folders(side: str) -> None:
+    assert (ROOT / "dycoke_edge" / side).resolve() == ROOT / side
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_point_one_way(path: Path) -> None:
+    here = part(path)
+    rank = RANKS.get(here, TOP)
+    assert here in RANKS or here.startswith(("cli", "__")), f"{here} has no place in RANKS"
+    for other in own_imports(path) - {here}:
+        assert RANKS.get(other, TOP) < rank or rank == TOP, f"imports dycoke_edge.{other}"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if part(p) != "export"], ids=name)
+def test_only_export_imports_frameworks(path: Path) -> None:
+    assert not {module.split(".")[0] for module in imports(path)} & FRAMEWORKS
+
+
+# What an import drags in
+
+
+@pytest.mark.parametrize("module", sorted(p.stem for p in (ROOT / "runtime").glob("*.py")))
+def test_runtime_does_without_frameworks(module: str) -> None:
+    target = "dycoke_edge.runtime" + ("" if module == "__init__" else f".{module}")
+    code = f"import sys, {target}; print(*sys.modules)"
+    assert not set(python("-c", code, cwd=ROOT).split()) & FRAMEWORKS
+
+
+def test_shared_words_and_cli_load_no_side() -> None:
+    shared = [f"dycoke_edge.{word}" for word in (*ORDER, "cli")]
+    loaded = python("-c", f"import sys, {', '.join(shared)}; print(*sys.modules)", cwd=ROOT).split()
+    assert not set(loaded) & (FRAMEWORKS | {"av", "onnxruntime"})
+    assert not [module for module in loaded if module.startswith(tuple(f"dycoke_edge.{s}" for s in SIDES))]
+
+
+# A library keeps quiet and reads no environment
+
+
+def offences(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree(path)):
+        text = ast.unparse(node)
+        if isinstance(node, ast.Attribute) and text in ("os.environ", "os.environb", "os.getenv"):
+            yield text
+        elif isinstance(node, ast.ImportFrom) and node.module == "os":
+            yield from (a.name for a in node.names if a.name in ("environ", "environb", "getenv"))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "print",
+            "logging.basicConfig",
+            "basicConfig",
+        ):
+            yield text
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if not part(p).startswith("cli")], ids=name)
+def test_library_is_quiet(path: Path) -> None:
+    assert not list(offences(path))
+
+
+# The wheel
+
+
+def setuptools_version() -> int:
+    try:
+        return int(version("setuptools").split(".")[0])
+    except PackageNotFoundError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the checkout: the build/ of an older one would leak into it."""
+    source = tmp_path_factory.mktemp("source")
+    for folder in FOLDERS:
+        shutil.copytree(
+            ROOT / folder,
+            source / folder,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    isolation = ["--no-build-isolation"] if setuptools_version() >= 77 else []
+    python("-m", "pip", "wheel", "--no-deps", *isolation, "-w", str(source / "dist"), str(source))
+    (built,) = (source / "dist").iterdir()
+    return built
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
+    assert {entry.split("/")[0] for entry in inside} == {"dycoke_edge", info}
+    assert f"{info}/licenses/LICENSE" in inside
+    wanted = {f"dycoke_edge/{name(p).removeprefix('dycoke_edge/')}" for p in SOURCES}
+    assert {entry for entry in inside if not entry.startswith(info)} == wanted | {"dycoke_edge/py.typed"}
+
+
+@pytest.fixture(scope="module")
+def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin/ of an empty environment with the wheel and what it depends on."""
+    home = tmp_path_factory.mktemp("device")
+    venv.create(home, with_pip=True)
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    python(*pip, "-c", str(ROOT / "constraints.txt"), str(wheel), executable=home / "bin/python")
+    return home / "bin"
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> dict[str, Any]:
+    """A process that cannot see the checkout."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return {"cwd": tmp_path, "env": env}
+
+
+@pytest.mark.slow
+def test_wheel_installs_without_torch(device: Path, wheel: Path, outside: dict[str, Any]) -> None:
+    printed = python("--version", executable=device / "dycoke-edge", **outside)
+    assert printed.split()[-1] == wheel.name.split("-")[1]
+    code = "import dycoke_edge.runtime, importlib.util as u; print(*map(u.find_spec, %s))"
+    frameworks = ("torch", "transformers", "onnx")
+    found = python("-c", code % (frameworks,), executable=device / "python", **outside)
+    assert found.split() == ["None"] * 3
+
+
+@pytest.mark.slow
+def test_wheel_answers_without_torch(device: Path, outside: dict[str, Any], tiny_bundle: Path) -> None:
+    clip = ("--video", str(ROOT / "examples" / "clip.mp4"), "--num-frames", "4")
+    ask = ("--prompt", "What happens?", "--max-new-tokens", "8")
+    run = ("run", str(tiny_bundle), *clip, *ask)
+    answer = python(*run, executable=device / "dycoke-edge", **outside)
+    assert answer.strip() and not answer.lstrip().startswith(("{", "["))
+
+
+# The README
+
+README = ROOT / "README.md"
+
+
+def test_readme_links_exist() -> None:
+    targets = re.findall(r"\]\(([^)\s]+)", README.read_text(encoding="utf-8"))
+    relative = [t.split("#")[0] for t in targets if not re.match(r"[a-z]+:|#", t)]
+    assert not [target for target in relative if not (ROOT / target).exists()]
+
+
+def test_readme_starts_with_demo_and_test() -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+    lines = itertools.chain.from_iterable(block.splitlines() for block in blocks)
+    commands = [line.split(" #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
+    assert commands[:2] == ["make demo", "make test"]

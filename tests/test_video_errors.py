@@ -1,0 +1,169 @@
+"""What is said of videos that cannot be read, and how images are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from dycoke_edge.config import Clip
+from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
+from dycoke_edge.runtime.video import open_visual, read_image
+from tests import clips
+from tests.clips import SIZE, marks
+
+CUTTABLE = ("h264-mkv", "h264-avi", "mpeg4-avi", "mpeg2-mpg", "vp9-webm", "mjpeg-avi")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A clip of 60 frames, 12 a second, of one of clips.KINDS; written once."""
+    folder, done = tmp_path_factory.mktemp("clips"), dict[str, Path]()
+
+    def make(kind: str) -> Path:
+        if kind not in done:
+            done[kind] = clips.cfr(folder, kind, frames=60)
+        return done[kind]
+
+    return make
+
+
+def complaint(kind: type[DycokeEdgeError], path: Path, **options: float) -> str:
+    with pytest.raises(kind) as caught:
+        marks(path, **options)
+    assert type(caught.value) is kind
+    text = str(caught.value)
+    assert "\n" not in text and path.name in text
+    return text
+
+
+# What cannot be read
+
+
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    for name, word in [("no.mp4", "does not exist"), ("", "folder"), ("empty.mp4", "empty")]:
+        assert word in (text := complaint(InputError, tmp_path / name)) and "--video" in text
+
+
+def test_files_that_are_no_video(tmp_path: Path) -> None:
+    text = "a line of text\n" * 200
+    (tmp_path / "text.mp4").write_text(text)
+    (tmp_path / "text.txt").write_text(text)
+    (tmp_path / "noise.mkv").write_bytes(np.random.default_rng(0).bytes(5000))
+    clips.sound_only(tmp_path / "sound.mp4")
+    clips.no_frames(tmp_path / "none.avi")
+    for name, word in [
+        ("text.mp4", "cannot be read"),
+        ("text.txt", "text"),
+        ("noise.mkv", "cannot be read"),
+        ("sound.mp4", "no video stream"),
+        ("none.avi", "no video frames"),
+    ]:
+        assert word in (told := complaint(InputError, tmp_path / name)) and "--video" in told
+
+
+def test_an_mp4_without_its_index(made: Callable[[str], Path]) -> None:
+    path = clips.cut(made("h264-mp4"), 0.5)
+    assert "cannot be read" in complaint(InputError, path, num_frames=4)
+
+
+@pytest.mark.parametrize("kind", [*CUTTABLE, "faststart"])
+def test_a_file_cut_short_says_where_and_its_advice_works(
+    kind: str, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if kind == "faststart":
+        whole = clips.b_frames(tmp_path / "f.mp4", frames=60, mux={"movflags": "faststart"})
+        path = clips.cut(whole, 0.8)
+    else:
+        path = clips.cut(made(kind), 0.7)
+    text = complaint(InputError, path, num_frames=4)
+    assert "breaks at" in text and "frames" in text
+    end = float(text.split("use --end ")[1].split()[0])
+    assert end > 0.5
+    expected = list(range(int(np.ceil(end * 12 - 0.02))))
+    assert marks(path, num_frames=99, end=end) == expected
+
+
+def test_damage_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rough, mark = np.random.default_rng(0), clips.mark
+
+    def noisy(index: int, width: int, height: int) -> NDArray[np.uint8]:
+        grain = rough.integers(0, 40, (height, width, 3))
+        return (mark(index, width, height) * 0.8 + grain).astype(np.uint8)
+
+    monkeypatch.setattr(clips, "mark", noisy)
+    path = clips.cfr(tmp_path, "h264-ts", frames=60)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = rough.bytes(3000)
+    path.write_bytes(data)
+    text = complaint(InputError, path, num_frames=60)
+    assert "breaks at" in text and "--end" in text
+    assert marks(path, num_frames=99, end=1) == list(range(12))
+
+
+def test_start_behind_the_end(made: Callable[[str], Path]) -> None:
+    for kind in clips.KINDS:
+        text = complaint(UsageError, made(kind), start=5.5)
+        assert "--start" in text and ("5.0" in text or kind.endswith("raw"))
+
+
+# Images
+
+
+def test_an_image_is_a_clip_of_one_frame(tmp_path: Path) -> None:
+    Image.fromarray(clips.mark(77)).save(tmp_path / "a.png")
+    frames = read_image(tmp_path / "a.png", SIZE)
+    assert frames.pixels.shape == (1, SIZE, SIZE, 3) and frames.pixels.dtype == np.uint8
+    assert clips.read_marks(frames.pixels) == [77] and frames.times.tolist() == [0.0]
+
+
+def test_exif_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to see it upright
+    Image.fromarray(clips.mark(5)).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    Image.fromarray(clips.mark(5)).save(tmp_path / "b.jpg", quality=100)
+    turned, straight = (read_image(tmp_path / name, SIZE).pixels[0] for name in ("a.jpg", "b.jpg"))
+    assert np.abs(turned.astype(int) - np.rot90(straight, -1)).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16", "LA"])
+def test_images_of_every_mode(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    if mode == "I;16":
+        Image.fromarray(clips.mark(9)[..., 0].astype(np.uint16) * 256).save(path)
+    else:
+        Image.fromarray(clips.mark(9)).convert(mode).save(path)
+    assert clips.read_marks(read_image(path, SIZE).pixels) == [9]
+
+
+def test_images_that_cannot_be_read(tmp_path: Path) -> None:
+    Image.fromarray(clips.mark(9)).save(tmp_path / "a.png")
+    clips.cut(tmp_path / "a.png", 0.6)
+    (tmp_path / "text.jpg").write_text("text")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("cut-a.png", "text.jpg", "empty.jpg", "none.jpg", ""):
+        with pytest.raises(InputError) as caught:
+            read_image(tmp_path / name, SIZE)
+        assert "--image" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_content_decides_what_is_a_video(made: Callable[[str], Path], tmp_path: Path) -> None:
+    def seen(path: Path) -> list[int]:
+        return clips.read_marks(open_visual(path, Clip(num_frames=2), SIZE).pixels)
+
+    Image.fromarray(clips.mark(3)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "image.mp4")
+    (tmp_path / "video.jpg").write_bytes(made("h264-mp4").read_bytes())
+    Image.fromarray(clips.mark(4)).save(tmp_path / "still.gif")
+    assert seen(tmp_path / "image.mp4") == [3]
+    assert seen(tmp_path / "video.jpg") == [0, 30]
+    assert seen(tmp_path / "still.gif") == [4]
+    for kind in ("gif", "mpeg2-mpg", "mjpeg-raw"):
+        assert seen(made(kind)) == [0, 30]
+    with pytest.raises(InputError, match="does not exist"):
+        seen(tmp_path / "none")
