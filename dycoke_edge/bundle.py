@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from dycoke_edge import contract
 from dycoke_edge.contract import ModelSpec
@@ -25,7 +27,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    size: int
+    size: NonNegativeInt
     sha256: str
 
 
@@ -39,15 +41,25 @@ class Manifest(BaseModel):
     family: str
     task: str
     model: ModelSpec
-    merge_ratios: tuple[float, ...]
+    merge_ratios: tuple[Annotated[float, Field(ge=0, le=1)], ...]
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
-    image_token_id: int
-    video_token_id: int
-    newline_id: int  # row of embed_tokens.npy that holds the newline the model puts after a video
+    image_token_id: NonNegativeInt
+    video_token_id: NonNegativeInt
+    newline_id: NonNegativeInt  # row of embed_tokens.npy that holds the newline the model puts after a video
     stop_token_ids: tuple[int, ...]
     random_seed: int | None  # set when the weights are random: the text means nothing
     files: dict[str, FileEntry]
+
+    @field_validator("model")
+    @classmethod
+    def _possible(cls, model: ModelSpec) -> ModelSpec:
+        for name, value in model:
+            if not isinstance(value, str) and not value > 0:
+                raise ValueError(f"{name} is {value}, not above 0")
+        if model.split_layer >= model.num_layers:
+            raise ValueError(f"split_layer {model.split_layer} is not below num_layers {model.num_layers}")
+        return model
 
 
 class Bundle:
@@ -68,10 +80,13 @@ class Bundle:
 
     def embed_tokens(self) -> NDArray[np.floating]:
         """The embedding table [V+1, E], memory-mapped; its last row is the newline after a video."""
-        table = np.load(self.path / EMBED, mmap_mode="r")
-        want = (self.manifest.newline_id + 1, self.model.hidden_size)
+        file, want = self.path / EMBED, (self.manifest.newline_id + 1, self.model.hidden_size)
+        try:
+            table = np.lib.format.open_memmap(file, mode="r")
+        except Exception as error:  # a damaged header raises whatever Python's parser does
+            raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
         if table.shape != want or table.dtype != self.model.numpy_dtype:
-            raise BundleError(f"{self.path / EMBED} holds {table.dtype} {table.shape}, not {want}; export again")
+            raise BundleError(f"{file} holds {table.dtype} {table.shape}, not {want}; export again")
         return np.asarray(table)
 
     def merge_graph(self, merge_ratio: float) -> str | None:
@@ -91,17 +106,34 @@ class Bundle:
         """Hash every file against the manifest; BundleError names the first that differs."""
         for name, entry in self.manifest.files.items():
             on_file(name)
-            if sha256(self.path / name) != entry.sha256:
+            with _readable(self.path / name):
+                found = sha256(self.path / name)
+            if found != entry.sha256:
                 raise BundleError(f"{self.path / name} does not match its sha256 in {MANIFEST}; export again")
 
 
 def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle folder; BundleError when it is missing, foreign, newer, or has missing or cut-off files."""
     path = Path(path)
+    with _readable(path):
+        return _open(path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the operating system refuses, in the words of this package."""
+    try:
+        yield
+    except OSError as error:
+        file, reason = error.filename or path, error.strerror or error
+        raise BundleError(f"{file} cannot be read ({reason}); check its path and permissions") from None
+
+
+def _open(path: Path) -> Bundle:
     manifest = _read_manifest(path)
     bundle = Bundle(path, manifest)
     graphs = contract.graphs(manifest.model, manifest.merge_ratios)
-    needed = {EMBED, "tokenizer.json", *(f"onnx/{graph.name}.onnx" for graph in graphs)}
+    needed = {EMBED, "tokenizer.json", "chat_template.jinja", *(f"onnx/{graph.name}.onnx" for graph in graphs)}
     for name in sorted(needed - manifest.files.keys()):
         raise BundleError(f"{path / MANIFEST} does not list {name}; export again")
     for name, entry in manifest.files.items():
@@ -129,10 +161,12 @@ def _read_manifest(path: Path) -> Manifest:
             f"make one with: dycoke-edge export {path} BUNDLE"
         )
     try:
-        data = json.loads(file.read_text())
-        version = data["format_version"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
+    if not isinstance(data, dict) or "format_version" not in data:
+        raise BundleError(f"{file} is not a manifest: it names no format_version; export again")
+    version = data["format_version"]
     if version != FORMAT_VERSION:
         age = "a newer" if isinstance(version, int) and version > FORMAT_VERSION else "another"
         raise BundleError(

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import itertools
-import sys
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -20,7 +23,7 @@ from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.config import Clip, Compression, EngineSpec, ExportSpec, Options, Sampling, flag
 from dycoke_edge.doctor import examine
-from dycoke_edge.errors import DycokeEdgeError, UsageError
+from dycoke_edge.errors import DycokeEdgeError, EngineError, UsageError
 from dycoke_edge.memory import describe
 
 Group = TypeVar("Group", bound=Options)
@@ -74,8 +77,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     try:
-        args = parse_args(argv)
-        args.command(args)
+        with _sigterm_unwinds(), output.flushed():
+            args = parse_args(argv)
+            args.command(args)
     except DycokeEdgeError as error:
         output.error(str(error))
         return error.exit_code
@@ -83,20 +87,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.error("interrupted")
         return 130
     except BrokenPipeError:  # the reader of stdout went away, e.g. `| head`
-        sys.stderr.close()
+        output.drop_stdout()
         return 141
+    except (OSError, MemoryError) as error:
+        output.drop_stdout()
+        output.error(_refusal(error))
+        return 4
     return 0
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that half-written things are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _refusal(error: OSError | MemoryError) -> str:
+    """What the operating system refused, outside of the places that say it better."""
+    if isinstance(error, MemoryError) or error.errno == errno.ENOMEM:
+        return f"out of memory ({error}); use a smaller --kv-capacity, --prefill-chunk or --num-frames"
+    return f"{error.filename or 'standard output'}: {error.strerror or error}; check its path and free space"
+
+
+@contextmanager
+def _installed(command: str, requirement: str, kind: type[DycokeEdgeError]) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise kind(f"{command} needs {error.name or 'a package'} ({error}): pip install '{requirement}'") from None
 
 
 def export(args: argparse.Namespace) -> None:
     """dycoke-edge export MODEL_DIR BUNDLE"""
     spec = _take(args, ExportSpec)
-    try:
+    with _installed("export", "dycoke-edge[export]", UsageError):
         from dycoke_edge.export.build import export as build
-    except ImportError as error:
-        raise UsageError(
-            f"export needs {error.name or error}, which is not installed: pip install 'dycoke-edge[export]'"
-        ) from None
     with output.progress() as show:
         manifest = build(args.model_dir, args.bundle, spec, show, output.parity)
     output.random_weights(manifest)
@@ -105,13 +141,12 @@ def export(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """dycoke-edge run BUNDLE --video CLIP --prompt TEXT"""
-    from dycoke_edge.runtime.pipeline import VideoLLM
-
+    with _installed("run", "dycoke-edge", EngineError):
+        from dycoke_edge.runtime.pipeline import VideoLLM
     compression = Compression.off() if args.no_compression else _take(args, Compression)
     sampling, clip, engine = _take(args, Sampling), _take(args, Clip), _take(args, EngineSpec)
     video, image = _single(args.video, "--video"), _single(args.image, "--image")
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(engine))
-    output.random_weights(llm.bundle.manifest)
     with output.progress() as show:
         pieces = llm.stream(
             args.prompt,
@@ -122,8 +157,10 @@ def run(args: argparse.Namespace) -> None:
             clip,
             lambda stage, done, total: show(f"{stage} {done}/{total}", done / total),
         )
-        first = next(pieces, None)  # reading, encoding and prefill happen here
-    whole = pieces if first is None else itertools.chain([first], pieces)
+        first = next(pieces)  # reading, encoding and prefill happen here
+    output.random_weights(llm.bundle.manifest)
+    output.half_precision(llm.bundle.manifest, engine.provider)
+    whole = itertools.chain([first], pieces)
     reply = llm.reply(whole if args.json else output.echo(whole), sampling)
     if args.json:
         output.json_line(reply.as_dict())
@@ -142,8 +179,8 @@ def inspect(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """dycoke-edge verify BUNDLE"""
-    from dycoke_edge.runtime.smoke import smoke_run
-
+    with _installed("verify", "dycoke-edge", EngineError):
+        from dycoke_edge.runtime.smoke import smoke_run
     bundle = open_bundle(args.bundle)
     names = list(bundle.manifest.files)
     with output.progress() as show:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from dycoke_edge.export.parity import Parity
     from dycoke_edge.runtime.pipeline import Piece
 
-people = Console(stderr=True, soft_wrap=True, highlight=False)
+# paths may hold [brackets] and :colons:, which are not for rich to interpret
+people = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def error(text: str) -> None:
@@ -26,15 +29,30 @@ def error(text: str) -> None:
     print("dycoke-edge: " + " ".join(text.split()), file=sys.stderr)
 
 
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Have what was printed written by the end, so that a failure to write is noticed here and not at exit."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def drop_stdout() -> None:
+    """Let what stdout still holds go nowhere: Python would try to write it again at exit, and complain."""
+    with suppress(io.UnsupportedOperation):  # a stdout without a file, as in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def json_line(data: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
-    print(json.dumps(data), flush=True)
+    print(json.dumps(data))
 
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float], None]]:
     """A progress bar on stderr, only on a terminal; the function given takes what is done now and a share of 1."""
-    columns = (TextColumn("{task.description:28}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:28}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
@@ -55,6 +73,12 @@ def random_weights(manifest: Manifest) -> None:
         people.print(f"note: this model has random weights (seed {manifest.random_seed}); its text means nothing")
 
 
+def half_precision(manifest: Manifest, provider: str) -> None:
+    """Say so where fp16 saves nothing."""
+    if manifest.model.dtype == "fp16" and provider == "cpu":
+        people.print("note: the CPU computes in fp32 and holds fp16 weights a second time so; use --dtype fp32 here")
+
+
 def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Pass pieces on, printing their text as it comes."""
     for piece in pieces:
@@ -62,7 +86,6 @@ def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:
         sys.stdout.flush()
         yield piece
     sys.stdout.write("\n")
-    sys.stdout.flush()
 
 
 def facts(data: dict[str, Any], as_json: bool) -> None:
@@ -70,15 +93,15 @@ def facts(data: dict[str, Any], as_json: bool) -> None:
     if as_json:
         json_line(data)
         return
-    table = Table(show_header=False, box=None)
-    for key, value in _flat(data):
-        table.add_row(key, _readable(key, value))
-    Console(soft_wrap=True, highlight=False).print(table)
+    rows = list(_flat(data))
+    width = max(len(key) for key, _ in rows)
+    for key, value in rows:
+        print(f"{key:{width}}  {_readable(key, value)}".rstrip())
 
 
 def costs(stats: dict[str, Any]) -> None:
     """What compression did and what each stage cost, on stderr."""
-    table = Table(title="what it took", title_justify="left")
+    table = Table(title="what it took", title_justify="left", box=None)
     for name in ("stage", "result", "time"):
         table.add_column(name, justify="right" if name == "time" else "left")
     kept, came = stats["visual_tokens_kept"], stats["visual_tokens_in"]
@@ -89,7 +112,7 @@ def costs(stats: dict[str, Any]) -> None:
     table.add_row("merge", f"{kept} kept{share}", _ms(stats["merge_latency"]))
     table.add_row("prefill", f"{kept + stats['text_tokens']} tokens", _ms(stats["prefill_latency"]))
     table.add_row("first token", "after reading the video", _ms(stats["time_to_first_token"]))
-    seen = f"{active:.0f} visual rows seen by deep layers" + (f" ({active / came:.1%})" if came else "")
+    seen = f"deep layers see {active:.0f} visual rows" + (f" ({active / came:.1%})" if came else "")
     table.add_row("decode", f"{stats['new_tokens']} tokens, {seen}", _ms(stats["inter_token_latency_p50"]) + " each")
     table.add_row("keep", f"{stats['refreshes']} refreshes", _ms(stats["kv_compaction_latency"]))
     table.add_row("KV cache", f"{stats['kv_bytes'] / 2**20:.2f} MiB in use", "")

@@ -15,6 +15,7 @@ MergeMode = Literal["paper", "official"]
 Positions = Literal["reassign", "keep"]
 DType = Literal["fp32", "fp16"]
 Provider = Literal["cpu"]
+SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so that its scratch memory stays bounded
 
 
 def option(
@@ -49,10 +50,11 @@ def _check(field: dataclasses.Field[Any], value: object) -> None:
         raise _bad(field, value, f"must be one of {', '.join(choices)}")
     if low is None and high is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise _bad(field, value, "must be a number")
+    whole = isinstance(field.default, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
+        raise _bad(field, value, "must be a whole number" if whole else "must be a number")
     if _outside(value, low, lambda v, bound: v < bound) or _outside(value, high, lambda v, bound: v > bound):
-        span = f"between {low:g} and {high:g}" if high is not None else f"{low:g} or more"
+        span = f"between {low:.10g} and {high:.10g}" if high is not None else f"{low:.10g} or more"
         raise _bad(field, value, f"must be {span}")
 
 
@@ -92,10 +94,10 @@ class Compression(Options):
 class Sampling(Options):
     """How tokens are drawn. `temperature` 0 is greedy. `stop_token_ids` None means the bundle's own, () none."""
 
-    max_new_tokens: int = option(128, "longest answer, in tokens", 1)
+    max_new_tokens: int = option(128, "longest answer, in tokens", 1, 2**20)
     temperature: float = option(0.0, "0 is greedy; higher is more random", 0)
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability", 0, 1)
-    seed: int = option(0, "seed of the random draw", 0)
+    seed: int = option(0, "seed of the random draw", 0, 2**63)
     stop_token_ids: tuple[int, ...] | None = option(None, "token ids that end the answer (the bundle's own)", 0)
 
 
@@ -103,7 +105,7 @@ class Sampling(Options):
 class Clip(Options):
     """Which frames of a video are looked at: `num_frames` spread evenly, or `fps` frames a second."""
 
-    num_frames: int = option(32, "frames spread evenly over the clip", 1)
+    num_frames: int = option(32, "frames spread evenly over the clip", 1, 2**16)
     fps: float | None = option(None, "frames a second, instead of --num-frames", 1e-3, 1000)
     start: float = option(0.0, "where to begin, in seconds", 0)
     end: float | None = option(None, "where to stop, in seconds", 0)
@@ -119,11 +121,11 @@ class EngineSpec(Options):
     """What runs the graphs and how much memory it may hold."""
 
     provider: Provider = option("cpu", "inference engine", choices=("cpu",))
-    threads: int = option(0, "CPU threads; 0 is one a physical core", 0)
-    kv_capacity: int = option(8192, "rows (tokens) of the KV buffer", 2)
-    prefill_chunk: int = option(256, "prompt tokens computed at a time", 1)
-    vision_batch: int = option(1, "frames encoded at a time", 1)
-    keep_vision: bool = option(False, "hold the vision encoder in memory while answering")
+    threads: int = option(0, "CPU threads; 0 is one a physical core", 0, 1024)
+    kv_capacity: int = option(8192, "rows (tokens) of the KV buffer", 2, 2**24)
+    prefill_chunk: int = option(256, "prompt tokens computed at a time", 1, 2**14)
+    vision_batch: int = option(1, "frames encoded at a time", 1, 1024)
+    resident: bool = option(False, "hold both stages in memory, weights packed: faster, needs almost twice the memory")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ GPU = ("onnxruntime-gpu", "tensorrt")
 def examine() -> dict[str, Any]:
     """Versions (null where absent), processors, memory, and what can be done with them."""
     packages = {name: _version(name) for name in (*DEVICE, *EXPORT, *GPU)}
-    missing = [name for name in DEVICE if packages[name] is None]
+    providers = _providers()
+    missing = [name for name in DEVICE if packages[name] is None and not (name == "onnxruntime" and providers)]
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -26,9 +27,9 @@ def examine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free_bytes": shutil.disk_usage(".").free,
         "packages": packages,
-        "onnxruntime_providers": _providers(),
+        "onnxruntime_providers": providers,  # of onnxruntime or onnxruntime-gpu, which own the same files
         "can_run": not missing,
-        "can_export": all(packages[name] for name in EXPORT),
+        "can_export": not missing and all(packages[name] for name in EXPORT),
         "missing": missing,
     }
 

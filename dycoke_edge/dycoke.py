@@ -66,10 +66,14 @@ def merge_indices(tokens: NDArray[np.floating], merge_ratio: float, mode: MergeM
     return np.concatenate(flat).astype(np.int32)
 
 
-def count_merged(num_frames: int, per_frame: int, merge_ratio: float) -> int:
-    """M, the visual tokens that mode "paper" keeps: known before any pixel is seen."""
-    compared = len(anchors(num_frames))
-    return (num_frames - compared) * per_frame + compared * kept_per_frame(per_frame, merge_ratio)
+def count_merged(num_frames: int, per_frame: int, merge_ratio: float, mode: MergeMode = "paper") -> int:
+    """M, the visual tokens that merge keeps: known before any pixel is seen. UsageError as in `merge_indices`."""
+    if merge_ratio == 0:
+        return num_frames * per_frame
+    whole, compared = num_frames, len(anchors(num_frames))
+    if mode == "official":
+        whole, compared = num_frames // 2 * 2, len(official_anchors(num_frames))
+    return (whole - compared) * per_frame + compared * kept_per_frame(per_frame, merge_ratio)
 
 
 class KeepPolicy:

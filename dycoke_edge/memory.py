@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dycoke_edge.bundle import Bundle
-from dycoke_edge.config import EngineSpec
+from dycoke_edge.config import SCRATCH_ROWS, EngineSpec
 from dycoke_edge.dycoke import count_merged
 
 TEXT_ROWS = 256  # rows counted for a prompt and its answer
@@ -16,7 +16,6 @@ TEXT_ROWS = 256  # rows counted for a prompt and its answer
 def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: int) -> dict[str, Any]:
     """Facts of a bundle: dimensions, sizes in bytes, rows and bytes for `num_frames` frames."""
     manifest, model = bundle.manifest, bundle.model
-    bundle.merge_graph(merge_ratio)
     visual_rows = count_merged(num_frames, model.tokens_per_frame, merge_ratio)
     rows = visual_rows + TEXT_ROWS
     return {
@@ -30,6 +29,7 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
         "bytes_on_disk": sum(entry.size for entry in manifest.files.values()),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "kv_bytes_at_capacity": kv_capacity * model.kv_bytes_per_token,
+        "merge_ratio": merge_ratio,
         "frames": num_frames,
         "visual_tokens_in": num_frames * model.tokens_per_frame,
         "visual_tokens_kept": visual_rows,
@@ -40,7 +40,7 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
 
 
 def _needed(bundle: Bundle, num_frames: int, rows: int) -> dict[str, int]:
-    """Bytes by part. Vision and decoder are not held at the same time unless keep_vision is set."""
+    """Bytes by part. Vision and decoder are not held at the same time unless `resident` is set."""
     model, chunk = bundle.model, EngineSpec().prefill_chunk
     element = np.dtype(model.numpy_dtype).itemsize
     parts = {
@@ -49,7 +49,7 @@ def _needed(bundle: Bundle, num_frames: int, rows: int) -> dict[str, int]:
         "visual_tokens": num_frames * model.tokens_per_frame * model.hidden_size * element,
         "kv": rows * model.kv_bytes_per_token,
         # scores, their sum with the mask, probabilities and one slice of them: fp32 [H, chunk, rows] each
-        "prefill_scratch": 4 * model.num_heads * min(chunk, rows) * (rows + chunk) * 4,
+        "prefill_scratch": 4 * model.num_heads * min(chunk, rows) * min(rows + chunk, SCRATCH_ROWS) * 4,
     }
     answering = parts["decoder_weights"] + parts["kv"] + parts["prefill_scratch"]
     return parts | {"peak": parts["visual_tokens"] + max(parts["vision_weights"], answering)}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dycoke_edge import __version__, contract
 from dycoke_edge.bundle import EMBED, FORMAT_VERSION, MANIFEST, Manifest, list_files
@@ -22,6 +25,7 @@ from dycoke_edge.export.decoder import write_decoders
 from dycoke_edge.export.parity import Parity, ParityCheck, refuse_bad
 from dycoke_edge.export.vision import load_vision, write_merge, write_vision
 
+ALMOST_FULL = 1 << 20  # bytes
 Progress = Callable[[str, float], None]  # what is done now, share of the whole in 0..1
 
 
@@ -38,15 +42,15 @@ def export(
     left. Raises InputError (checkpoint), UsageError (options), BundleError (parity, disk).
     """
     target = Path(bundle_dir)
-    if target.exists():
+    if os.path.lexists(target):
         raise UsageError(f"{target} exists already; choose another BUNDLE folder or remove this one")
     checkpoint = Checkpoint(Path(model_dir))
     model = checkpoint.spec(spec.dtype, spec.split_layer)
     ratios = _merge_ratios(spec)
     with _partial(target) as folder:
         _check_room(folder, checkpoint, model)
-        _write(folder, checkpoint, model, ratios, on_progress, on_parity)
         tokens = tokenizer.write(folder, checkpoint)
+        _write(folder, checkpoint, model, ratios, on_progress, on_parity)
         manifest = _manifest(checkpoint, model, ratios, tokens, folder)
         on_progress("hashing", 0.97)
         manifest = manifest.model_copy(update={"files": list_files(folder)})
@@ -60,23 +64,57 @@ def _merge_ratios(spec: ExportSpec) -> tuple[float, ...]:
     for ratio in spec.merge_ratio:
         if abs(ratio * 100 - round(ratio * 100)) > 1e-9:
             raise UsageError(f"merge_ratio={ratio} (--merge-ratio) must have two decimals at most, e.g. 0.7")
-    return tuple(sorted(set(spec.merge_ratio)))
+    return tuple(sorted({round(ratio, 2) for ratio in spec.merge_ratio}))
 
 
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target: gone after any failure, even the leftover of a killed run."""
+    """A temporary folder beside the target: gone after any failure, even the leftover of a killed run.
+
+    Folders above the target are made, and on failure removed again.
+    """
     folder = target.with_name(f".{target.name}.partial")
+    made = [parent for parent in folder.parents if not os.path.lexists(parent)]
+    lock = None
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "onnx").mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder, target)
+        _empty(folder)
+        (folder / "onnx").mkdir()
         yield folder
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and _full(folder)):
             raise BundleError(f"disk full while writing {target}; free some space or choose another BUNDLE") from None
         raise BundleError(f"cannot write {target}: {error.strerror or error}; choose another BUNDLE") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
+        with suppress(OSError):  # the first that is not empty ends it, after a success the nearest
+            for parent in made:
+                parent.rmdir()
+
+
+def _lock(folder: Path, target: Path) -> int:
+    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UsageError(f"another export is writing {target}; wait for it or choose another BUNDLE") from None
+    return lock
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a killed export left."""
+    for leftover in folder.iterdir():
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _full(folder: Path) -> bool:
+    """For errors without a number, such as those of numpy's writer."""
+    return shutil.disk_usage(folder).free < ALMOST_FULL
 
 
 def _check_room(folder: Path, checkpoint: Checkpoint, model: ModelSpec) -> None:
@@ -85,7 +123,7 @@ def _check_room(folder: Path, checkpoint: Checkpoint, model: ModelSpec) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise BundleError(
-            f"{folder.parent} has {free / 2**30:.1f} GiB free, the bundle needs {needed / 2**30:.1f} GiB; "
+            f"{folder.parent} has {free / 2**20:,.0f} MiB free, the bundle needs {needed / 2**20:,.0f} MiB; "
             "free some space, choose another BUNDLE or use --dtype fp16"
         )
 
@@ -135,12 +173,18 @@ def _write_decoder(folder: Path, checkpoint: Checkpoint, model: ModelSpec, on_pr
         return checkpoint.tensor(name, model.dtype).numpy()
 
     write_decoders(folder / "onnx", model, read, checkpoint.config.text_config.rms_norm_eps, layer_done)
-    table = np.lib.format.open_memmap(
-        folder / EMBED, "w+", np.dtype(model.numpy_dtype), (model.vocab_size + 1, model.hidden_size)
-    )
-    table[:-1] = read("embed_tokens.weight")
-    table[-1] = read("image_newline")
-    table.flush()
+    _write_embedding(folder / EMBED, read("embed_tokens.weight"), read("image_newline"))
+
+
+def _write_embedding(file: Path, table: NDArray[Any], newline: NDArray[Any]) -> None:
+    """The table with the newline as its last row. Not through a memory map: a full disk would be a bus error."""
+    shape = (len(table) + 1, table.shape[1])
+    with file.open("wb") as out:
+        np.lib.format.write_array_header_1_0(
+            out, {"descr": np.lib.format.dtype_to_descr(table.dtype), "fortran_order": False, "shape": shape}
+        )
+        out.write(np.ascontiguousarray(table).data)
+        out.write(np.ascontiguousarray(newline).data)
 
 
 def _manifest(

@@ -24,6 +24,7 @@ from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import InputError, UsageError
 
 MODEL_TYPE = "llava_onevision"
+DTYPES = ("F32", "F16", "BF16", "F64")  # of safetensors; other ones are quantised
 TORCH_DTYPE = {"fp32": torch.float32, "fp16": torch.float16}
 _RENAMES = (
     (r"^model\.(?=language_model|vision_tower|multi_modal_projector|image_newline)", ""),
@@ -48,6 +49,7 @@ class Checkpoint:
         self.config = _read_config(path)
         self.task = _task(self.config)
         self._where = {canonical(name): (file, name) for file, name in _tensor_files(path)}
+        self._check_weights()
         self.pixels = _read_preprocessing(path, self.config.vision_config.image_size)
 
     @property
@@ -58,16 +60,39 @@ class Checkpoint:
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all weights on disk."""
-        return sum(math.prod(self.tensor_shape(name)) for name in self._where)
+        """Elements of all weights; one that two tensors share counts twice, as a bundle holds it twice."""
+        return sum(math.prod(shape) for shape in _shapes(self.config).values())
+
+    def _check_weights(self) -> None:
+        """InputError for a weight that is missing, quantised or of another shape than config.json means."""
+        for name, shape in _shapes(self.config).items():
+            if name == "lm_head.weight" and self._tied:
+                continue
+            file, key = self._find(name)
+            with safe_open(file, "pt") as tensors:
+                found, dtype = list(tensors.get_slice(key).get_shape()), tensors.get_slice(key).get_dtype()
+            if found != shape:
+                raise InputError(
+                    f"weight {key!r} in {file} has shape {found}, not {shape} as config.json; fetch both again"
+                )
+            if dtype not in DTYPES:
+                raise InputError(f"weight {key!r} in {file} is {dtype}; give a checkpoint in fp32, fp16 or bf16")
+
+    @property
+    def _tied(self) -> bool:
+        """The output matrix is the embedding table and not stored apart."""
+        return "lm_head.weight" not in self._where and bool(self.config.text_config.tie_word_embeddings)
+
+    def _find(self, name: str) -> tuple[Path, str]:
+        if name not in self._where:
+            raise InputError(f"{self.path} has no weight {name!r}; the checkpoint is incomplete, fetch it again")
+        return self._where[name]
 
     def tensor(self, name: str, dtype: DType = "fp32") -> torch.Tensor:
         """A weight by canonical name; InputError if it is missing, damaged or not finite in `dtype`."""
-        if name == "lm_head.weight" and name not in self._where and self.config.text_config.tie_word_embeddings:
+        if name == "lm_head.weight" and self._tied:
             name = "embed_tokens.weight"
-        if name not in self._where:
-            raise InputError(f"{self.path} has no weight {name!r}; the checkpoint is incomplete, fetch it again")
-        file, key = self._where[name]
+        file, key = self._find(name)
         try:
             with safe_open(file, "pt") as tensors:
                 tensor: torch.Tensor = tensors.get_tensor(key).to(TORCH_DTYPE[dtype])
@@ -96,19 +121,18 @@ class Checkpoint:
             num_heads=text.num_attention_heads,
             kv_heads=text.num_key_value_heads,
             head_dim=head_dim,
-            vocab_size=self.tensor_shape("embed_tokens.weight")[0],
+            vocab_size=text.vocab_size,
             rope_theta=_rope_theta(text),
             max_positions=text.max_position_embeddings,
             split_layer=split_layer,
         )
 
-    def tensor_shape(self, name: str) -> list[int]:
-        """The shape of a weight, without reading it."""
-        if name not in self._where:
-            raise InputError(f"{self.path} has no weight {name!r}; the checkpoint is incomplete, fetch it again")
-        file, key = self._where[name]
-        with safe_open(file, "pt") as tensors:
-            return list(tensors.get_slice(key).get_shape())
+
+def _shapes(config: Any) -> dict[str, list[int]]:
+    """The shape of every weight that the model of a configuration has, by canonical name."""
+    with torch.device("meta"):
+        state = transformers.LlavaOnevisionForConditionalGeneration(config).state_dict()
+    return {canonical(name): list(tensor.shape) for name, tensor in state.items()}
 
 
 def _remedy(dtype: DType) -> str:
@@ -117,12 +141,17 @@ def _remedy(dtype: DType) -> str:
 
 def _read_config(path: Path) -> Any:
     file = path / "config.json"
+    if not path.is_dir():
+        raise InputError(f"no model folder at {path}; fetch one with: hf download MODEL --local-dir {path}")
     if not file.is_file():
         raise InputError(f"{path} has no config.json; give a Hugging Face model directory")
     found = read_json(file).get("model_type", "none")
     if found != MODEL_TYPE:
         raise InputError(f"{file} says model type {found!r}; dycoke-edge exports {MODEL_TYPE!r} with qwen2 and siglip")
-    config = transformers.AutoConfig.from_pretrained(path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except Exception as error:  # transformers raises several classes for values that it does not know
+        raise InputError(f"{file} cannot be used ({' '.join(str(error).split())[:300]}); fetch it again") from None
     kinds = (config.text_config.model_type, config.vision_config.model_type)
     if kinds != ("qwen2", "siglip_vision_model"):
         raise InputError(
@@ -151,10 +180,8 @@ def _rope_theta(text: Any) -> float:
 
 def _tensor_files(path: Path) -> list[tuple[Path, str]]:
     """(file, tensor name) of every weight, sharded or not."""
-    index = path / "model.safetensors.index.json"
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     found = []
-    for file in (path / name for name in names):
+    for file in (path / name for name in _file_names(path)):
         if not file.is_file():
             raise InputError(f"{file} is missing; dycoke-edge reads safetensors weights, fetch the checkpoint again")
         try:
@@ -163,6 +190,20 @@ def _tensor_files(path: Path) -> list[tuple[Path, str]]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read ({error}); fetch it again") from None
     return found
+
+
+def _file_names(path: Path) -> list[str]:
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file() or not index.is_file():  # the order of transformers
+        return ["model.safetensors"]
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise InputError(f"{index} has no weight_map; fetch it again")
+    names = sorted({str(name) for name in where.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{index} names {name!r}, which is not a file beside it; fetch it again")
+    return names
 
 
 def _read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
@@ -182,20 +223,33 @@ def _read_preprocessing(path: Path, image_size: int) -> dict[str, Any]:
 
 def _check_preprocessing(file: Path, data: dict[str, Any], image_size: int) -> dict[str, Any]:
     size = data.get("size", {})
-    if (size.get("height"), size.get("width")) != (image_size, image_size):
+    if not isinstance(size, dict) or (size.get("height"), size.get("width")) != (image_size, image_size):
         raise InputError(f"{file}: size {size} is not the {image_size} x {image_size} of the vision tower")
     if data.get("resample", 3) != 3 or data.get("do_center_crop"):
         raise InputError(f"{file}: only bicubic resampling (3) without centre crop is known")
+    for name in ("image_mean", "image_std"):
+        values: Any = data.get(name)
+        if not isinstance(values, list) or [isinstance(value, (int, float)) for value in values] != [True] * 3:
+            raise InputError(f"{file}: {name} must be three numbers, not {values}")
     if abs(data.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
         raise InputError(f"{file}: rescale_factor must be 1/255")
     return data
 
 
+def read_text(file: Path) -> str:
+    """A text file; InputError if it is not one."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); fetch it again") from None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; InputError if it is not one."""
+    text = read_text(file)
     try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); fetch it again") from None
     if not isinstance(data, dict):
         raise InputError(f"{file} is not a JSON object; fetch it again")

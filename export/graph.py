@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -62,16 +63,11 @@ class GraphWriter:
         return name
 
     def weight(self, name: str, array: NDArray[Any]) -> str:
-        """Stream a weight to the data file, page-aligned; returns its name."""
+        """Stream a weight to the data file; returns its name."""
         assert name not in self._initializers
-        offset = -(-self._data.tell() // ALIGNMENT) * ALIGNMENT
-        self._data.seek(offset)
-        self._data.write(np.ascontiguousarray(array).data)
         tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL, dims=array.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        location = {"location": self.path.name + ".data", "offset": offset, "length": array.nbytes}
-        for key, value in location.items():
-            tensor.external_data.add(key=key, value=str(value))
+        _append(self._data, tensor, np.ascontiguousarray(array).data.cast("B"), self.path.name + ".data")
         self._initializers[name] = tensor
         return name
 
@@ -87,6 +83,33 @@ class GraphWriter:
         finish(helper.make_model(graph), self.path, self.spec)
 
 
+def _append(data: BinaryIO, tensor: TensorProto, content: memoryview, location: str) -> None:
+    """Write a weight at the next page of a data file and note the place in its tensor."""
+    data.seek(-(-data.tell() // ALIGNMENT) * ALIGNMENT)
+    place = {"location": location, "offset": data.tell(), "length": content.nbytes}
+    del tensor.external_data[:]
+    for key, value in place.items():
+        tensor.external_data.add(key=key, value=str(value))
+    data.write(content)
+
+
+def align(model: onnx.ModelProto, path: Path) -> None:
+    """Move a traced graph's weights to page boundaries, as `GraphWriter` places them."""
+    file = path.with_name(path.name + ".data")
+    moved = file.with_name(file.name + ".aligned")
+    with (
+        file.open("rb") as old,
+        moved.open("wb") as new,
+        mmap.mmap(old.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        for tensor in model.graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                place = {entry.key: entry.value for entry in tensor.external_data}
+                start = int(place.get("offset", 0))
+                _append(new, tensor, memoryview(content)[start : start + int(place["length"])], file.name)
+    moved.replace(file)
+
+
 def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(tensor.name, ONNX_TYPE[tensor.dtype], tensor.shape)
 
@@ -100,5 +123,34 @@ def finish(model: onnx.ModelProto, path: Path, spec: Graph) -> None:
     del model.graph.input[:], model.graph.output[:], model.graph.value_info[:]
     model.graph.input.extend(_value_info(tensor) for tensor in spec.inputs)
     model.graph.output.extend(_value_info(tensor) for tensor in spec.outputs)
-    model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    path.write_bytes(model.SerializeToString())
+    _unset_allowzero(model.graph)
+    model = _inferred(model)
+    _softmax_in_fp32(model.graph)
+    path.write_bytes(_inferred(model).SerializeToString())
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+
+
+def _unset_allowzero(graph: onnx.GraphProto) -> None:
+    """The tracer sets it on every Reshape, though no target holds a 0."""
+    for node in graph.node:
+        if node.op_type == "Reshape":
+            del node.attribute[:]
+
+
+def _softmax_in_fp32(graph: onnx.GraphProto) -> None:
+    """Cast before and after each fp16 Softmax: where torch computes in fp32, its exporter only casts the result."""
+    halves = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type == "Softmax" and node.input[0] in halves:
+            scores, probs = node.input[0], node.output[0]
+            node.input[0], node.output[0] = f"{scores}_fp32", f"{probs}_fp32"
+            before = helper.make_node("Cast", [scores], [node.input[0]], name=node.input[0], to=TensorProto.FLOAT)
+            after = helper.make_node("Cast", [node.output[0]], [probs], name=node.output[0], to=TensorProto.FLOAT16)
+            graph.node.extend([before, node, after])
+        else:
+            graph.node.append(node)

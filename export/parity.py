@@ -127,10 +127,22 @@ class ParityCheck:
     def _run(self, graph: str, feeds: dict[str, Array]) -> list[Array]:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.disable_prepacking", "1")  # keeps weights mapped: 7B fits
+        options.enable_cpu_mem_arena = False
+        if self.spec.dtype == "fp16":  # computed in fp32: cast each weight when it is used, not all at once
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 3
         path = self.folder / f"{graph}.onnx"
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        outputs: list[Array] = session.run(None, feeds)
+        try:
+            session = onnxruntime.InferenceSession(
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+            outputs: list[Array] = session.run(None, feeds)
+        except Exception as error:  # onnxruntime raises a class of its own per status code
+            reason = " ".join(str(error).split())[:300]
+            raise BundleError(f"onnxruntime cannot run {graph}.onnx: {reason}; please report this model") from None
         return outputs
 
 

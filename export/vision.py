@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 import torch
+from optimum.utils import DummyVisionInputGenerator, NormalizedVisionConfig
 from torch import nn
 from transformers import AutoModel
 from transformers.activations import ACT2FN
@@ -23,7 +24,7 @@ from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.dycoke import kept_per_frame
 from dycoke_edge.export.checkpoint import TORCH_DTYPE, Checkpoint
-from dycoke_edge.export.graph import finish
+from dycoke_edge.export.graph import align, finish
 
 
 class VisionEncoder(nn.Module):
@@ -31,6 +32,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
+        self.config = config
         make: Any = AutoModel.from_config
         self.vision_tower = make(config.vision_config, attn_implementation="eager")
         self.layer = config.vision_feature_layer
@@ -127,7 +129,9 @@ class Merge(nn.Module):
 
 def write_vision(folder: Path, encoder: VisionEncoder, spec: ModelSpec) -> None:
     """Trace the encoder into vision.onnx."""
-    pixels = torch.zeros(2, 3, spec.image_size, spec.image_size, dtype=TORCH_DTYPE[spec.dtype])
+    shape = NormalizedVisionConfig(encoder.config.vision_config)
+    dummy = DummyVisionInputGenerator("image-text-to-text", shape, batch_size=2)
+    pixels = dummy.generate("pixel_values", framework="pt", float_dtype=spec.dtype)
     _trace(folder, encoder, (pixels,), contract.vision(spec))
 
 
@@ -167,4 +171,6 @@ def _trace(folder: Path, module: nn.Module, inputs: tuple[torch.Tensor, ...], sp
                 logger.setLevel(level)
     model = onnx.load(path, load_external_data=False)
     assert [o.version for o in model.opset_import if o.domain == ""] == [contract.OPSET], model.opset_import
+    if path.with_name(path.name + ".data").exists():
+        align(model, path)
     finish(model, path, spec)

@@ -11,6 +11,7 @@ everything stored is in the past.
 
 from __future__ import annotations
 
+import math
 import mmap
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.contract import ModelSpec
-from dycoke_edge.errors import KVOverflow
+from dycoke_edge.errors import KVOverflow, UsageError
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -37,7 +38,7 @@ class KVBuffer:
         self.capacity = capacity
         shape = (2 * spec.num_layers, capacity, spec.kv_heads, spec.head_dim)
         dtype = np.dtype(spec.numpy_dtype)
-        self._memory = _anonymous(int(np.prod(shape)) * dtype.itemsize)
+        self._memory = _anonymous(math.prod(shape) * dtype.itemsize, capacity)
         self.slab: Array = np.frombuffer(self._memory, dtype).reshape(shape)
         self.slot = np.zeros(capacity, np.int64)
         self._scratch = np.zeros((2, SWAP_ROWS, spec.kv_heads, spec.head_dim), dtype)
@@ -52,7 +53,7 @@ class KVBuffer:
         self.num_active = 0
         self.num_text = 0
         self.freed = False
-        self._give_back(range(2 * self.spec.num_layers), slice(0, self.capacity))
+        self._memory.madvise(mmap.MADV_DONTNEED)  # the whole slab reads as zeros again
 
     @property
     def shallow(self) -> slice:
@@ -182,5 +183,11 @@ class KVBuffer:
                 self._memory.madvise(mmap.MADV_DONTNEED, start, length)
 
 
-def _anonymous(nbytes: int) -> mmap.mmap:
-    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def _anonymous(nbytes: int, capacity: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise UsageError(
+            f"kv_capacity={capacity} rows (--kv-capacity) need {nbytes / 2**30:.1f} GiB, more than this machine gives; "
+            "use fewer, e.g. --kv-capacity 8192"
+        ) from None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import Compression, Sampling
+from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
 from dycoke_edge.contract import MASKED, ModelSpec
 from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.errors import EngineError, KVOverflow
@@ -81,8 +81,9 @@ class Decoder:
         self.rope = Rope(spec, chunk)
         self.logits = np.empty((1, spec.vocab_size), np.float32)
         self._hidden = np.empty((chunk, spec.hidden_size), spec.numpy_dtype)
-        self._mask = np.empty(chunk * (kv.capacity + chunk), np.float32)
-        self._attention = np.empty(chunk * (kv.capacity + chunk), np.float32)
+        scratch = max(chunk * SCRATCH_ROWS, kv.capacity + chunk)
+        self._mask = np.empty(scratch, np.float32)
+        self._attention = np.empty(scratch, np.float32)
         self._no_mask = np.zeros((1, kv.capacity + 1), np.float32)
         self._future = np.triu(np.full((chunk, chunk), MASKED, np.float32), 1)
         self._position = 0
@@ -96,22 +97,21 @@ class Decoder:
         self._position = 0
         self._text(prompt.prefix)
         if prompt.visual is not None and prompt.visual_positions is not None:
-            for start in range(0, prompt.num_visual, self.chunk):
-                part = slice(start, start + self.chunk)
+            for part in self._chunks(prompt.num_visual):
                 self._forward(prompt.visual[part], self._position + prompt.visual_positions[part], "left")
             self._position += prompt.visual_span
         self._text(prompt.suffix)
 
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
-        """Prefill, then yield tokens until a stop token (not yielded) or `max_new_tokens`."""
+        """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
         self.prefill(prompt, sampling.max_new_tokens)
         keep = self._keep_policy(prompt, compression)
         sampler, stop = Sampler(sampling), sampling.stop_token_ids or ()
         step = Step(sampler(self.logits[0]), self.kv.num_active)
         for left in range(sampling.max_new_tokens - 1, -1, -1):
+            yield step
             if step.token in stop:
                 return
-            yield step
             if left:
                 step = self._next(step.token, keep, compression.free_parked, sampler)
 
@@ -138,10 +138,19 @@ class Decoder:
         return Step(sampler(self.logits[0]), kv.num_active, refreshed, returned, compaction)
 
     def _text(self, ids: Ids) -> None:
-        for start in range(0, len(ids), self.chunk):
-            part = ids[start : start + self.chunk]
-            self._forward(self.embed[part], self._position + np.arange(len(part)), "right")
-            self._position += len(part)
+        for part in self._chunks(len(ids)):
+            count = part.stop - part.start
+            self._forward(self.embed[ids[part]], self._position + np.arange(count), "right")
+            self._position += count
+
+    def _chunks(self, total: int) -> Iterator[slice]:
+        """Cut `total` tokens into chunks, smaller ones behind many cached rows: scores take T * (S + T) a head."""
+        start = 0
+        while start < total:
+            rows = self.kv.shallow.stop - self.kv.shallow.start
+            size = max(1, min(self.chunk, self.chunk * SCRATCH_ROWS // (rows + self.chunk), total - start))
+            yield slice(start, start + size)
+            start += size
 
     def _forward(self, embeds: Array, positions: NDArray[np.integer], side: Side) -> None:
         inputs, rows = self._shallow(embeds, positions, side)

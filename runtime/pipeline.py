@@ -19,10 +19,10 @@ from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.engine import Engine, open_engine
 from dycoke_edge.runtime.kv import KVBuffer
-from dycoke_edge.runtime.loop import Decoder, Prompt, Step
+from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.stats import Stats
 from dycoke_edge.runtime.text import Text
-from dycoke_edge.runtime.video import Frames, read_image, read_video, resize
+from dycoke_edge.runtime.video import open_visual, read_image, resize
 
 Source = str | PathLike[str] | NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -31,7 +31,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer. `token_ids` leave the stop token out; `finish_reason` is "stop" if there was one."""
+    """A whole answer. `token_ids` include the stop token if there was one; `finish_reason` is then "stop"."""
 
     text: str
     token_ids: list[int]
@@ -96,7 +96,8 @@ class VideoLLM:
         for piece in pieces:
             tokens.append(piece.token)
             stats = piece.stats
-        finish: FinishReason = "length" if len(tokens) == sampling.max_new_tokens else "stop"
+        stopped = tokens[-1] in (self._stops(sampling).stop_token_ids or ())
+        finish: FinishReason = "stop" if stopped else "length"
         return Reply(self.text.decode(tokens), tokens, finish, stats)
 
     def stream(
@@ -111,107 +112,120 @@ class VideoLLM:
     ) -> Iterator[Piece]:
         """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for."""
         stats = Stats(kv_bytes_reserved=self.kv.nbytes)
-        kind = _kind(video, image)
-        prefix, suffix = self.text.encode(prompt, kind)
+        prefix, suffix = self.text.encode(prompt, _kind(video, image))
+        sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)
+
+        def reading(done: int, total: int) -> None:
+            if done == 0:  # before a frame is decoded and memory taken for it
+                self._check_fits(num_text, total, compression, sampling)
+            else:
+                on_progress("reading", done, total)
+
         began = perf_counter()
-        frames = self._frames(video, image, clip)
+        frames = self._frames(video, image, clip, reading)
         stats.video_latency = perf_counter() - began
-        sampling = self._stops(sampling)
-        self._check_fits(len(prefix) + len(suffix), frames, compression, sampling)
+        stats.text_tokens, stats.frames = num_text, len(frames)
+        stats.why_not = _why_not(len(frames), compression)
         began = perf_counter()
-        assembled = self._assemble(prefix, suffix, frames, compression, stats, on_progress)
+        assembled = Prompt(prefix, suffix)
+        if len(frames):
+            tokens = self._encode(frames, stats, on_progress)
+            assembled = self._assemble(prefix, suffix, tokens, compression, stats)
         yield from self._answer(assembled, compression, sampling, stats, began)
 
-    def _answer(
-        self, prompt: Prompt, compression: Compression, sampling: Sampling, stats: Stats, began: float
-    ) -> Iterator[Piece]:
-        text, active, last = self.text.stream(), list[int](), began
-        before = perf_counter()
-        for step in self._decoder.decode(prompt, compression, sampling):
-            now = perf_counter()
-            if stats.new_tokens == 0:
-                stats.prefill_latency, stats.time_to_first_token = now - before, now - began
-            else:
-                stats.inter_token_latencies.append(now - last)
-                active.append(step.active)
-            self._count(stats, step, active)
-            yield Piece(text.push(step.token), step.token, stats)
-            last = perf_counter()
-
-    def _count(self, stats: Stats, step: Step, active: list[int]) -> None:
-        stats.new_tokens += 1
-        stats.refreshes += step.refreshed
-        stats.keep_applied |= step.active < stats.visual_tokens_kept
-        stats.kv_compaction_latency += step.compaction
-        stats.mean_active_rows = float(np.mean(active)) if active else float(step.active)
-        stats.kv_bytes = self.kv.live_nbytes
-
-    def _frames(self, video: Source | None, image: Source | None, clip: Clip) -> Frames | None:
+    def _frames(
+        self, video: Source | None, image: Source | None, clip: Clip, reading: Callable[[int, int], None]
+    ) -> NDArray[np.uint8]:
+        """uint8 [F, R, R, 3], F = 0 for text only; `reading` hears of (0, F) before anything is decoded."""
         size = self.bundle.model.image_size
+        if video is not None and not isinstance(video, np.ndarray):
+            return open_visual(video, clip, size, reading).pixels
         if isinstance(video, np.ndarray):
-            return Frames(resize(_as_frames(video, "video", 4), size), np.arange(len(video), dtype=np.float64))
+            reading(0, len(_as_frames(video, "video", 4)))
+            return resize(video, size)
+        reading(0, int(image is not None))
         if isinstance(image, np.ndarray):
-            return Frames(resize(_as_frames(image, "image", 3)[None], size), np.zeros(1))
-        if video is not None:
-            return read_video(video, clip, size)
-        return None if image is None else read_image(image, size)
+            return resize(_as_frames(image, "image", 3)[None], size)
+        return np.empty((0, size, size, 3), np.uint8) if image is None else read_image(image, size).pixels
 
-    def _stops(self, sampling: Sampling) -> Sampling:
-        if sampling.stop_token_ids is None:
-            return replace(sampling, stop_token_ids=self.bundle.manifest.stop_token_ids)
-        return sampling
-
-    def _check_fits(self, num_text: int, frames: Frames | None, compression: Compression, sampling: Sampling) -> None:
+    def _check_fits(self, num_text: int, num_frames: int, compression: Compression, sampling: Sampling) -> None:
         """Refuse before the expensive part what cannot fit the KV buffer or the model's positions."""
         model = self.bundle.model
-        num_frames = 0 if frames is None else len(frames.pixels)
         if num_frames and compression.merge_ratio:
             self.bundle.merge_graph(compression.merge_ratio)
-        visual_rows = count_merged(num_frames, model.tokens_per_frame, compression.merge_ratio)
+        visual_rows = num_frames and count_merged(
+            num_frames, model.tokens_per_frame, compression.merge_ratio, compression.mode
+        )
         text_rows = num_text + bool(num_frames) + sampling.max_new_tokens
-        if visual_rows + text_rows > self.spec.kv_capacity:
-            raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)
         span = num_frames * model.tokens_per_frame if compression.positions == "keep" else visual_rows
         if span + text_rows > model.max_positions:
             raise UsageError(
-                f"num_frames={num_frames} (--num-frames) needs {span + text_rows} positions, the model has "
-                f"{model.max_positions}; use fewer frames or --positions reassign"
+                f"{num_frames} frames, {num_text} tokens of --prompt and --max-new-tokens "
+                f"{sampling.max_new_tokens} need {span + text_rows} positions, the model has "
+                f"{model.max_positions}; use fewer of them"
             )
+        if visual_rows + text_rows > self.spec.kv_capacity:
+            raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)
+
+    def _encode(self, frames: NDArray[np.uint8], stats: Stats, on_progress: Progress) -> NDArray[Any]:
+        """Visual tokens [F, N, E]. Unless `resident`, vision and decoder are never in memory together."""
+        began = perf_counter()
+        if not self.spec.resident:
+            for graph in ("decoder_shallow", "decoder_deep"):
+                self.engine.unload(graph)
+        tokens = visual.encode(
+            self.bundle,
+            self.engine,
+            frames,
+            self.spec.vision_batch,
+            lambda done, total: on_progress("vision", done, total),
+        )
+        if not self.spec.resident:
+            self.engine.unload("vision")
+        stats.vision_latency = perf_counter() - began
+        return tokens
 
     def _assemble(
         self,
         prefix: NDArray[np.int64],
         suffix: NDArray[np.int64],
-        frames: Frames | None,
+        tokens: NDArray[Any],
         compression: Compression,
         stats: Stats,
-        on_progress: Progress,
     ) -> Prompt:
-        """Encode and merge the frames and put the prompt together; the newline after a video is text."""
-        stats.text_tokens = len(prefix) + len(suffix)
-        stats.why_not = _why_not(frames, compression)
-        if frames is None:
-            return Prompt(prefix, suffix)
+        """Merge the frames and put the prompt together; the newline after a video is text."""
         began = perf_counter()
-        tokens = visual.encode(
-            self.bundle,
-            self.engine,
-            frames.pixels,
-            self.spec.vision_batch,
-            lambda done, total: on_progress("vision", done, total),
-        )
-        if not self.spec.keep_vision:
-            self.engine.unload("vision")
-        encoded = perf_counter()
         kept, index = visual.merge(self.bundle, self.engine, tokens, compression)
-        stats.vision_latency, stats.merge_latency = encoded - began, perf_counter() - encoded
-        stats.frames, stats.visual_tokens_in = len(tokens), tokens.shape[0] * tokens.shape[1]
-        stats.visual_tokens_kept, stats.text_tokens = len(kept), stats.text_tokens + 1
+        stats.merge_latency = perf_counter() - began
+        stats.visual_tokens_in, stats.visual_tokens_kept = tokens.shape[0] * tokens.shape[1], len(kept)
+        stats.text_tokens += 1
         stats.merge_applied = len(kept) < stats.visual_tokens_in
         suffix = np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
         if compression.positions == "keep":
             return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in)
         return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept))
+
+    def _answer(
+        self, prompt: Prompt, compression: Compression, sampling: Sampling, stats: Stats, began: float
+    ) -> Iterator[Piece]:
+        text, last = self.text.stream(), perf_counter()
+        for step in self._decoder.decode(prompt, compression, sampling):
+            seconds = perf_counter() - last
+            if stats.new_tokens == 0:
+                stats.prefill_latency, stats.time_to_first_token = seconds, perf_counter() - began
+            else:
+                stats.inter_token_latencies.append(seconds)
+            stats.count(step)
+            stats.kv_bytes = self.kv.live_nbytes
+            yield Piece(text.push(step.token), step.token, stats)
+            last = perf_counter()
+        if stats.new_tokens == 1 and prompt.num_visual and compression.prune_ratio:
+            stats.why_not.append("keep works on decode steps, and the answer was one token")
+
+    def _stops(self, sampling: Sampling) -> Sampling:
+        if sampling.stop_token_ids is None:
+            return replace(sampling, stop_token_ids=self.bundle.manifest.stop_token_ids)
+        return sampling
 
 
 def _kind(video: Source | None, image: Source | None) -> str | None:
@@ -227,14 +241,14 @@ def _as_frames(array: NDArray[Any], name: str, dims: int) -> NDArray[np.uint8]:
     return array
 
 
-def _why_not(frames: Frames | None, compression: Compression) -> list[str]:
+def _why_not(num_frames: int, compression: Compression) -> list[str]:
     """Where compression does not apply to this request, in words."""
-    if frames is None:
+    if num_frames == 0:
         return ["no video: text only"]
     reasons = []
     if compression.merge_ratio == 0:
         reasons.append("merge is off: merge_ratio is 0")
-    elif len(frames.pixels) == 1:
+    elif num_frames == 1:
         reasons.append("nothing to merge: one frame")
     if compression.prune_ratio == 0:
         reasons.append("keep is off: prune_ratio is 0")

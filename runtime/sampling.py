@@ -20,8 +20,9 @@ class Sampler:
         """Draw from logits fp32 [V]; ties go to the lower id."""
         if self.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self.temperature
-        probabilities = np.exp(scaled - scaled.max())
+        below = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):  # a temperature near 0 takes all but the best to -inf, which is meant
+            probabilities = np.exp(below / self.temperature)
         probabilities /= probabilities.sum()
         if self.top_p < 1:
             probabilities = nucleus(probabilities, self.top_p)

@@ -14,7 +14,7 @@ FRAMES, TOKENS = 4, 4
 
 def smoke_run(bundle: str | PathLike[str]) -> Reply:
     """Answer a question about a made-up clip with every merge ratio of the bundle; returns the last reply."""
-    llm = VideoLLM.load(bundle, kv_capacity=FRAMES * 1024, keep_vision=True)
+    llm = VideoLLM.load(bundle, kv_capacity=FRAMES * 1024)
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (FRAMES, 64, 64, 3), dtype=np.uint8)
     sampling = Sampling(max_new_tokens=TOKENS, stop_token_ids=())

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dycoke_edge.runtime.loop import Step
+
 
 @dataclass
 class Stats:
@@ -34,6 +36,17 @@ class Stats:
     kv_compaction_latency: float = 0.0  # all refreshes together
     time_to_first_token: float = 0.0
     inter_token_latencies: list[float] = field(default_factory=list)
+
+    def count(self, step: Step) -> None:
+        """Take one token in. The first comes from prefill, where deep layers see everything."""
+        if self.new_tokens:
+            self.mean_active_rows += (step.active - self.mean_active_rows) / self.new_tokens
+        else:
+            self.mean_active_rows = float(step.active)
+        self.new_tokens += 1
+        self.refreshes += step.refreshed
+        self.keep_applied |= step.active < self.visual_tokens_kept
+        self.kv_compaction_latency += step.compaction
 
     @property
     def compression_applied(self) -> bool:

@@ -24,14 +24,15 @@ class Text:
     def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._placeholders = {manifest.video_token_id, manifest.image_token_id}
-        file = bundle.path / "tokenizer.json"
+        tokenizer, self._template_file = bundle.path / "tokenizer.json", bundle.path / "chat_template.jinja"
         try:
-            self._tokenizer = Tokenizer.from_file(str(file))
-            self._template = _environment().from_string((bundle.path / "chat_template.jinja").read_text())
-        except jinja2.TemplateError as error:
-            raise BundleError(f"chat_template.jinja of {bundle.path} is no template: {error}; export again") from None
+            self._tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # tokenizers raises plain Exception
-            raise BundleError(f"{file} cannot be read ({error}); export again") from None
+            raise BundleError(f"{tokenizer} cannot be read ({error}); export again") from None
+        try:
+            self._template = _environment().from_string(self._template_file.read_text(encoding="utf-8"))
+        except (jinja2.TemplateError, OSError, UnicodeError) as error:
+            raise BundleError(f"{self._template_file} is no template ({error}); export again") from None
 
     def encode(self, prompt: str, visual: Kind | None) -> tuple[Ids, Ids]:
         """Render a prompt and cut its ids at the visual placeholder: (before, after); after is empty without one.
@@ -41,12 +42,17 @@ class Text:
         """
         if not prompt.strip():
             raise UsageError('prompt (--prompt) is empty; ask something, e.g. --prompt "What happens?"')
+        if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UsageError("prompt (--prompt) is not valid UTF-8; type it in a UTF-8 terminal")
         placed = self._places(self._ids(prompt))
         content: list[dict[str, str]] = [{"type": "text", "text": prompt}]
         if visual and not len(placed):
             content.insert(0, {"type": visual})
         messages = [{"role": "user", "content": content}]
-        ids = self._ids(self._template.render(messages=messages, add_generation_prompt=True))
+        try:
+            ids = self._ids(self._template.render(messages=messages, add_generation_prompt=True))
+        except (jinja2.TemplateError, TypeError) as error:
+            raise BundleError(f"{self._template_file} cannot render this prompt ({error}); export again") from None
         places = self._places(ids)
         self._check(len(places), visual)
         return (ids[: places[0]], ids[places[0] + 1 :]) if visual else (ids, ids[:0])

@@ -68,6 +68,8 @@ def read_video(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progr
 
 def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | None) -> Frames:
     chosen = _choose(path, index, clip)
+    if on_frame is not None:
+        on_frame(0, len(chosen))
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
     for place, frame in enumerate(decode(path, index, chosen)):
         image = Image.fromarray(frame.to_ndarray(format="rgb24"))

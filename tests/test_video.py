@@ -185,7 +185,7 @@ def test_a_name_that_looks_like_a_protocol(tmp_path: Path) -> None:
 def test_progress_is_told(made: Callable[[str], Path]) -> None:
     told: list[tuple[int, int]] = []
     read_video(made("h264-mp4"), Clip(num_frames=3), 8, lambda *step: told.append(step))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 # What a frame looks like
