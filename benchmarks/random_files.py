@@ -52,9 +52,9 @@ def tokenizer(first_special: int) -> Tokenizer:
     return result
 
 
-def write_tokenizer(directory: Path, first_special: int) -> None:
+def write_tokenizer(directory: Path, made: Tokenizer) -> None:
     """tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat_template.jinja."""
-    tokenizer(first_special).save(str(directory / "tokenizer.json"))
+    made.save(str(directory / "tokenizer.json"))
     flags = {
         "lstrip": False,
         "normalized": False,
@@ -64,7 +64,7 @@ def write_tokenizer(directory: Path, first_special: int) -> None:
     }
     named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     extra = ["<|im_start|>", "<image>", "<video>"]
-    added = {str(first_special + i): {"content": text, **flags} for i, text in enumerate(SPECIALS)}
+    added = {str(made.token_to_id(text)): {"content": text, **flags} for text in SPECIALS}
     write_json(directory / "special_tokens_map.json", {"additional_special_tokens": extra, **named})
     write_json(
         directory / "tokenizer_config.json",

@@ -23,6 +23,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from benchmarks.random_files import (
     SPECIALS,
     grid_pinpoints,
+    tokenizer,
     write_json,
     write_preprocessing,
     write_tokenizer,
@@ -108,7 +109,7 @@ def make(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config_json(config, chosen, dtype, layout, seed))
     write_json(directory / "generation_config.json", {**ids(chosen), "do_sample": False})
-    write_tokenizer(directory, chosen.first_special)
+    write_tokenizer(directory, tokenizer(chosen.first_special))
     write_preprocessing(directory, chosen.vision.image_size, chosen.vision.patches)
     recipe = Recipe(seed, dtype, layout, chosen.tied, chosen.first_special)
     write_weights(directory, weight_shapes(config, chosen.tied), recipe)

@@ -129,8 +129,7 @@ class VideoLLM:
         began = perf_counter()
         assembled = Prompt(prefix, suffix)
         if len(frames):
-            tokens = self._encode(frames, stats, on_progress)
-            assembled = self._assemble(prefix, suffix, tokens, compression, stats)
+            assembled = self._assemble(prefix, suffix, self._encode(frames, stats, on_progress), compression, stats)
         yield from self._answer(assembled, compression, sampling, stats, began)
 
     def _frames(
