@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.environment import stamp, status_bytes
-from benchmarks.models import prepare
 
 MODES: dict[str, dict[str, Any]] = {
     "off": {"merge_ratio": 0.0, "prune_ratio": 0.0},
@@ -46,11 +45,12 @@ def measure(bundle: Path, frames: int, mode: str, new_tokens: int, threads: int)
     kept, _ = visual.merge(llm.bundle, llm.engine, (still + 0.2 * noise).astype(model.numpy_dtype), compression)
     ids = np.arange(1, 21, dtype=np.int64)
     prompt = Prompt(ids, ids, kept, np.arange(len(kept), dtype=np.int32), len(kept))
-    before, times, active = perf_counter(), list[float](), list[int]()
+    before, times, active, refreshes = perf_counter(), list[float](), list[int](), 0
     for step in llm._decoder.decode(prompt, compression, Sampling(max_new_tokens=new_tokens, stop_token_ids=())):
         now = perf_counter()
         times.append(now - before)
         active.append(step.active)
+        refreshes += step.refreshed
         before = now
     p50, p90 = np.percentile(times[1:], [50, 90])
     return {
@@ -58,6 +58,7 @@ def measure(bundle: Path, frames: int, mode: str, new_tokens: int, threads: int)
         "mode": mode,
         "visual_tokens": len(kept),
         "active": active[-1],
+        "refreshes": refreshes,
         "prefill": times[0],
         "inter_token_p50": float(p50),
         "inter_token_p90": float(p90),
@@ -93,6 +94,12 @@ def show(rows: list[dict[str, Any]]) -> None:
     people.print(table)
 
 
+def _made(shape: str) -> Path:
+    from benchmarks.models import prepare  # here, for it loads torch, which would count as memory of the rows
+
+    return prepare(shape)[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="an fp32 bundle (default: the 0.5B shape, made under build/)")
@@ -102,7 +109,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--mode", choices=MODES, help="one mode, in this process, as JSON")
     args = parser.parse_args()
-    bundle = args.bundle or prepare(args.shape)[1]
+    bundle = args.bundle or _made(args.shape)
     if args.mode:
         print(json.dumps(measure(bundle, args.frames[0], args.mode, args.new_tokens, args.threads)))
         return

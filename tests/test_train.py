@@ -73,7 +73,10 @@ def test_labels_are_the_answers(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_steps_learn_resume_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twenty_steps_learn_resume_and_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "HELD_OUT_CLIPS", 2)
     out = tmp_path / "tiny"
     settings: dict[str, Any] = {"batch": 2, "every": 10, "workers": 0, "frames": (8,)}
     first = train.train(out, 10, **settings)

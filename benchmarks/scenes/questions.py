@@ -66,7 +66,7 @@ def leaves(scene: Scene, random: np.random.Generator) -> Asked:
 
 def who_first(scene: Scene, random: np.random.Generator) -> Asked:
     came = [t for t in scene.things if t.motion in ("enter", "cross")]
-    pairs = [(a, b) for a in came for b in came if a is not b and abs(_arrival(a) - _arrival(b)) >= 3]
+    pairs = [(a, b) for a in came for b in came if a is not b and abs(_arrival(a) - _arrival(b)) >= 2]
     if not pairs:
         return None
     a, b = pairs[random.integers(len(pairs))]

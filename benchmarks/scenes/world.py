@@ -20,6 +20,7 @@ COLOURS = {
 SHAPES = ("ball", "box", "triangle", "cross", "ring")
 SIZES = {"small": 9, "large": 15}  # half side in pixels
 MOTIONS = ("still", "cross", "enter", "leave", "move", "turn", "stop")
+ODDS = (0.14, 0.22, 0.22, 0.12, 0.1, 0.1, 0.1)
 HELD_OUT = frozenset({("red", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("white", "box")})  # test only
 STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 PLACES = {"left": (0.17, 0.5), "right": (0.83, 0.5), "top": (0.5, 0.17), "bottom": (0.5, 0.83), "middle": (0.5, 0.5)}
@@ -117,12 +118,13 @@ def _spark(random: np.random.Generator, frames: int) -> Spark | None:
 def _thing(
     random: np.random.Generator, pair: tuple[str, str], lane: int, frames: range, shot: int, total: int
 ) -> Thing:
-    motion = MOTIONS[random.integers(len(MOTIONS))] if len(frames) >= 4 else "still"
+    motion = str(random.choice(MOTIONS, p=ODDS)) if len(frames) >= 4 else "still"
     direction = list(STEP)[random.integers(4)] if motion != "still" else ""
     place = list(PLACES)[random.integers(5)] if motion in ("still", "enter", "stop") else ""
     if motion in ("enter", "stop"):  # it stops where its way leads
         place = "middle" if random.random() < 0.5 else {"up": "top", "down": "bottom"}.get(direction, direction)
-    start = frames.start + int(random.integers(0, max(1, len(frames) // 3))) if motion != "still" else frames.start
+    latest = {"still": 1, "enter": len(frames) // 2, "cross": len(frames) // 2}.get(motion, len(frames) // 3)
+    start = frames.start + int(random.integers(0, max(1, latest)))
     track = np.full((total, 2), np.nan, np.float32)
     way = _way(
         motion,
