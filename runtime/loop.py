@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
 from dycoke_edge.contract import MASKED, ModelSpec
 from dycoke_edge.dycoke import KeepPolicy
-from dycoke_edge.errors import EngineError, KVOverflow
+from dycoke_edge.errors import EngineError, KVOverflow, UsageError
 from dycoke_edge.runtime.engine import Engine
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.sampling import Sampler
@@ -87,12 +87,14 @@ class Decoder:
         self._no_mask = np.zeros((1, kv.capacity + 1), np.float32)
         self._future = np.triu(np.full((chunk, chunk), MASKED, np.float32), 1)
         self._position = 0
+        self._request = 0
 
     def prefill(self, prompt: Prompt, max_new_tokens: int) -> None:
         """Compute a prompt in chunks; `logits` then holds the first token's. KVOverflow if it cannot fit whole."""
         text_rows = prompt.num_text + max_new_tokens
         if text_rows + prompt.num_visual > self.kv.capacity:
             raise KVOverflow(text_rows + prompt.num_visual, self.kv.capacity)
+        self._request += 1
         self.kv.reset(text_rows)
         self._position = 0
         self._text(prompt.prefix)
@@ -105,6 +107,7 @@ class Decoder:
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
         self.prefill(prompt, sampling.max_new_tokens)
+        request = self._request
         keep = self._keep_policy(prompt, compression)
         sampler, stop = Sampler(sampling), sampling.stop_token_ids or ()
         step = Step(sampler(self.logits[0]), self.kv.num_active)
@@ -112,6 +115,8 @@ class Decoder:
             yield step
             if step.token in stop:
                 return
+            if self._request != request:
+                raise UsageError("this stream ended when a newer request began; finish one before the next is asked")
             if left:
                 step = self._next(step.token, keep, compression.free_parked, sampler)
 

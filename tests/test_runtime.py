@@ -99,6 +99,14 @@ def test_an_abandoned_stream_leaves_nothing_behind(llm: VideoLLM) -> None:
     assert llm.generate("What?", video=frames(9), compression=OFTEN, sampling=SHORT).token_ids == want
 
 
+def test_a_stream_overtaken_by_another_request_says_so(llm: VideoLLM) -> None:
+    stream = llm.stream("What?", video=frames(4), sampling=SHORT)
+    next(stream)
+    llm.generate("And this?", sampling=SHORT)
+    with pytest.raises(UsageError, match="newer request"):
+        next(stream)
+
+
 def test_stream_and_generate_agree(llm: VideoLLM) -> None:
     reply = llm.generate("What?", video=CLIP, clip=Clip(num_frames=8), sampling=SHORT)
     pieces = list(llm.stream("What?", video=CLIP, clip=Clip(num_frames=8), sampling=SHORT))
