@@ -1,8 +1,9 @@
 """The tensors of every graph: one table, written by export, bound by the runtime, checked by tests.
 
 Letters: F frames, N visual tokens a frame, m tokens a compared frame keeps, B compared frames, T new tokens in a call,
-S live KV rows, H query heads, G KV heads, D head dim, E hidden size, R image side in pixels, V vocabulary, L the layer
-where the decoder is cut. Model tensors have the bundle's dtype; masks, attention and logits are always fp32.
+S live KV rows (at least one: an empty cache is one masked row), H query heads, G KV heads, D head dim, E hidden size,
+R image side in pixels, V vocabulary, L the layer where the decoder is cut. Model tensors have the bundle's dtype;
+masks, attention and logits are always fp32.
 
 | graph           | inputs                                                        | outputs                          |
 |-----------------|---------------------------------------------------------------|----------------------------------|

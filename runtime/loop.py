@@ -81,9 +81,10 @@ class Decoder:
         self.rope = Rope(spec, chunk)
         self.logits = np.empty((1, spec.vocab_size), np.float32)
         self._hidden = np.empty((chunk, spec.hidden_size), spec.numpy_dtype)
-        scratch = max(chunk * SCRATCH_ROWS, kv.capacity + chunk)
+        scratch = max(chunk * (SCRATCH_ROWS + 1), kv.capacity + chunk)
         self._mask = np.empty(scratch, np.float32)
         self._attention = np.empty(scratch, np.float32)
+        self._empty = np.zeros((1, spec.kv_heads, spec.head_dim), spec.numpy_dtype)
         self._no_mask = np.zeros((1, kv.capacity + 1), np.float32)
         self._future = np.triu(np.full((chunk, chunk), MASKED, np.float32), 1)
         self._position = 0
@@ -169,41 +170,49 @@ class Decoder:
         rows = kv.left(count) if side == "left" else kv.right(count)
         cos, sin = self.rope(positions)
         common, layers = {"cos": cos, "sin": sin}, range(self.spec.split_layer)
-        columns = kv.shallow.stop - kv.shallow.start + count
-        hidden = self._hidden[:count]
-        attention = self._attention[: count * columns].reshape(count, columns)
+        mask, hidden = self._masked(count, kv.shallow), self._hidden[:count]
+        attention = self._attention[: mask.size].reshape(mask.shape)
         self.engine.run(
             "decoder_shallow",
-            {"embeds": embeds, **common, "mask": self._masked(count, columns), **self._cached(layers, kv.shallow)},
+            {"embeds": embeds, **common, "mask": mask, **self._cached(layers, kv.shallow)},
             {"hidden": hidden, "attention": attention, **self._new(layers, rows)},
         )
         return {"hidden": hidden, **common}, rows
 
     def _deep(self, inputs: dict[str, Array], rows: slice) -> None:
         kv, count, layers = self.kv, rows.stop - rows.start, range(self.spec.split_layer, self.spec.num_layers)
-        mask = self._masked(count, kv.deep.stop - kv.deep.start + count)
         self.engine.run(
             "decoder_deep",
-            {**inputs, "mask": mask, **self._cached(layers, kv.deep)},
+            {**inputs, "mask": self._masked(count, kv.deep), **self._cached(layers, kv.deep)},
             {"logits": self.logits, **self._new(layers, rows)},
         )
         if not np.isfinite(self.logits.max()):  # max passes NaN on: 30 us for 152,000 logits
             raise EngineError("the model's logits are not finite; run: dycoke-edge verify BUNDLE")
 
     def _cached(self, layers: range, rows: slice) -> dict[str, Array]:
-        kv = self.kv
-        return {f"k_{i}": kv.keys(i, rows) for i in layers} | {f"v_{i}": kv.values(i, rows) for i in layers}
+        """K and V that layers attend to. An empty cache is one row of zeros, which the mask hides: with none,
+        onnxruntime 1.23.2 (the last for Python 3.10) divides by zero, and TensorRT profiles begin at one."""
+        if rows.start == rows.stop:
+            return {f"{kv}_{i}": self._empty for i in layers for kv in "kv"}
+        return self._views("", layers, rows)
 
     def _new(self, layers: range, rows: slice) -> dict[str, Array]:
-        return {f"new_{name}": view for name, view in self._cached(layers, rows).items()}
+        return self._views("new_", layers, rows)
 
-    def _masked(self, count: int, columns: int) -> Array:
-        """The additive mask [count, columns]: everything cached is seen, of the new tokens only earlier ones."""
-        if count == 1:
-            return self._no_mask[:, :columns]
+    def _views(self, prefix: str, layers: range, rows: slice) -> dict[str, Array]:
+        kv = self.kv
+        keys = {f"{prefix}k_{i}": kv.keys(i, rows) for i in layers}
+        return keys | {f"{prefix}v_{i}": kv.values(i, rows) for i in layers}
+
+    def _masked(self, count: int, rows: slice) -> Array:
+        """The additive mask [count, S + count]: everything cached is seen, of the new tokens only earlier ones."""
+        cached = rows.stop - rows.start
+        if cached and count == 1:
+            return self._no_mask[:, : cached + 1]
+        columns = max(cached, 1) + count
         mask = self._mask[: count * columns].reshape(count, columns)
-        mask[:, : columns - count] = 0.0
-        mask[:, columns - count :] = self._future[:count, :count]
+        mask[:, :-count] = 0.0 if cached else MASKED
+        mask[:, -count:] = self._future[:count, :count]
         return mask
 
     def _visual_attention(self) -> NDArray[np.float32]:

@@ -299,7 +299,7 @@ def test_ratios_0_and_1_have_no_merge_graph(tiny_bundle: Path) -> None:
 # they run
 
 
-SIZES = {"S": [0, 1, 5, 130], "T": [1, 2, 33], "F": [1, 3], "B": [1, 2]}
+SIZES = {"S": [1, 5, 130], "T": [1, 2, 33], "F": [1, 3], "B": [1, 2]}
 
 
 def letters(spec: Graph) -> list[str]:

@@ -54,6 +54,16 @@ def test_cached_rows_are_slices_of_the_slab_and_new_rows_are_written_in_place(ll
             assert new.ctypes.data == cached.ctypes.data + cached.nbytes  # the row after the last one
 
 
+def test_no_graph_is_given_an_empty_cache(llm: VideoLLM) -> None:
+    recorder = Recorder(llm)
+    llm.generate("What?", video=frames(4), sampling=SHORT)
+    bound = [array for _, inputs, _ in recorder.calls for name, array in inputs.items() if name[:2] in ("k_", "v_")]
+    assert bound and min(len(array) for array in bound) == 1
+    assert all(
+        not inputs["mask"][:, 1:].any() or len(inputs["cos"]) > 1 for _, inputs, _ in recorder.calls if "mask" in inputs
+    )
+
+
 def test_counts_equal_those_of_the_arrays(llm: VideoLLM) -> None:
     recorder = Recorder(llm)
     reply = llm.generate("What?", video=frames(9), compression=OFTEN, sampling=SHORT)
