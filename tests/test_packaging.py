@@ -211,6 +211,20 @@ def test_wheel_answers_without_torch(device: Path, outside: dict[str, Any], tiny
     assert answer.strip() and not answer.lstrip().startswith(("{", "["))
 
 
+@pytest.mark.slow
+def test_wheel_answers_on_the_oldest_packages_it_allows(
+    device: Path, outside: dict[str, Any], tiny_bundle: Path
+) -> None:
+    """After the others of this file that use `device`: it is brought down to the floors of pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    floors = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    pins = [floor.replace(">=", "==") for floor in floors]
+    before = python("-m", "dycoke_edge", "verify", str(tiny_bundle), executable=device / "python", **outside)
+    python("-m", "pip", "install", "--quiet", *pins, executable=device / "python", **outside)
+    after = python("-m", "dycoke_edge", "verify", str(tiny_bundle), executable=device / "python", **outside)
+    assert before == after
+
+
 # The README
 
 README = ROOT / "README.md"
