@@ -11,6 +11,7 @@ from dycoke_edge.config import SCRATCH_ROWS, EngineSpec
 from dycoke_edge.dycoke import count_merged
 
 TEXT_ROWS = 256  # rows counted for a prompt and its answer
+PROCESS = 110 * 2**20  # Python 3.11, numpy and onnxruntime 1.32 before a model is opened
 
 
 def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: int) -> dict[str, Any]:
@@ -48,11 +49,13 @@ def _needed(bundle: Bundle, num_frames: int, rows: int) -> dict[str, int]:
         "decoder_weights": _weights(bundle, "decoder_shallow") + _weights(bundle, "decoder_deep"),
         "visual_tokens": num_frames * model.tokens_per_frame * model.hidden_size * element,
         "kv": rows * model.kv_bytes_per_token,
-        # scores, their sum with the mask, probabilities and one slice of them: fp32 [H, chunk, rows] each
-        "prefill_scratch": 4 * model.num_heads * min(chunk, rows) * min(rows + chunk, SCRATCH_ROWS) * 4,
+        # scores, their sum with the mask, probabilities and one slice of them, fp32 [H, chunk, rows] each, and as
+        # much again, for onnxruntime's arena grows by doubling (within 2 % of what benchmarks/growth.py measured)
+        "prefill_scratch": 2 * 4 * model.num_heads * min(chunk, rows) * min(rows + chunk, SCRATCH_ROWS) * 4,
+        "process": PROCESS,
     }
     answering = parts["decoder_weights"] + parts["kv"] + parts["prefill_scratch"]
-    return parts | {"peak": parts["visual_tokens"] + max(parts["vision_weights"], answering)}
+    return parts | {"peak": PROCESS + parts["visual_tokens"] + max(parts["vision_weights"], answering)}
 
 
 def _weights(bundle: Bundle, graph: str) -> int:

@@ -26,7 +26,7 @@ from dycoke_edge.errors import BundleError
 from dycoke_edge.export.checkpoint import TORCH_DTYPE, Checkpoint
 from dycoke_edge.export.vision import Merge, VisionEncoder
 
-TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 2e-2}  # relative, measured: 4e-6 and 4e-3 on random models
+TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 2e-2}  # relative; measured 2e-6 (0.5B shape) and 1e-3 (tiny)
 CACHED, NEW = 24, 5  # rows of the decoder check: S and T
 Array = NDArray[Any]
 

@@ -186,7 +186,7 @@ class Decoder:
             {**inputs, "mask": self._masked(count, kv.deep), **self._cached(layers, kv.deep)},
             {"logits": self.logits, **self._new(layers, rows)},
         )
-        if not np.isfinite(self.logits.max()):  # max passes NaN on: 30 us for 152,000 logits
+        if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
             raise EngineError("the model's logits are not finite; run: dycoke-edge verify BUNDLE")
 
     def _cached(self, layers: range, rows: slice) -> dict[str, Array]:

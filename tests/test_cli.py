@@ -160,7 +160,8 @@ def test_inspect_is_arithmetic_on_files(capsys: Capture, tiny_bundle: Path) -> N
     assert need["decoder_weights"] == sum(weights.values())
     assert need["vision_weights"] == (onnx / "vision.onnx.data").stat().st_size
     assert need["visual_tokens"] == 512 * 128 * 4 and need["kv"] == 480 * 3072
-    assert need["peak"] == need["visual_tokens"] + need["decoder_weights"] + need["kv"] + need["prefill_scratch"]
+    answering = need["decoder_weights"] + need["kv"] + need["prefill_scratch"]
+    assert need["peak"] == need["process"] + need["visual_tokens"] + answering
 
 
 def test_inspect_takes_settings(capsys: Capture, half_bundle: Path) -> None:
