@@ -4,8 +4,10 @@ DycokeEdgeError
 ├── UsageError       exit 2   an option or argument that cannot be used
 │   └── KVOverflow   exit 2   the request does not fit the KV buffer
 ├── InputError       exit 3   a video, image or checkpoint that cannot be read
+│   └── StaleError   exit 3   a camera without recent video
 ├── BundleError      exit 4   a bundle that is missing, damaged, foreign or newer
-└── EngineError      exit 4   an inference engine that is not there or failed
+├── EngineError      exit 4   an inference engine that is not there or failed
+└── BusyError        exit 4   more questions are waiting than the line holds
 
 Each text is one line that names the option or file and a value that works. Our own bugs are `assert`s.
 """
@@ -53,3 +55,17 @@ class EngineError(DycokeEdgeError, RuntimeError):
     """An inference engine that is not available or that failed."""
 
     exit_code = 4
+
+
+class StaleError(InputError):
+    """A camera without recent video; old frames are never used instead."""
+
+
+class BusyError(DycokeEdgeError, RuntimeError):
+    """More questions are waiting for the model than the line holds; try again in `retry_after_s` seconds."""
+
+    exit_code = 4
+
+    def __init__(self, text: str, retry_after_s: float) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
