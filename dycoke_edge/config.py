@@ -39,7 +39,7 @@ class Options:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default is None:
+            if value is None and (field.default is None or "None" in str(field.type)):
                 continue
             for item in value if isinstance(value, tuple) else (value,):
                 _check(field, item)
@@ -130,12 +130,57 @@ class EngineSpec(Options):
 
 
 @dataclass(frozen=True)
+class LiveSpec(Options):
+    """How a video that is still arriving is held in memory: how much of it, and which frames are worth encoding."""
+
+    memory_frames: int = option(32, "frames remembered; the oldest goes when another one comes", 1, 2**16)
+    gate_threshold: float | None = option(
+        4.0,
+        "a frame in which no block of pixels differs by more of 255 levels is not encoded; 0 turns this off",
+        0,
+        255,
+    )
+    scene_cut: float | None = option(
+        0.5, "a frame less similar than this to the one it is compared with is kept whole; -1 turns this off", -1, 1
+    )
+    max_question_tokens: int = option(256, "rows kept free for a question and its chat template", 1, 2**20)
+    max_answer_tokens: int = option(256, "rows kept free for an answer", 1, 2**20)
+
+
+@dataclass(frozen=True)
 class ExportSpec(Options):
     """How a checkpoint becomes a bundle."""
 
     dtype: DType = option("fp32", "precision of the graphs", choices=("fp32", "fp16"))
     merge_ratio: tuple[float, ...] = option((0.3, 0.5, 0.7, 0.9), "merge ratios the bundle offers", 0, 1)
     split_layer: int = option(3, "layer where the decoder is cut: keep works from here on", 1)
+
+
+@dataclass(frozen=True)
+class ReaderSpec(Options):
+    """How a camera or a file is read. Seconds are of the reader's clock."""
+
+    size: int | None = option(None, "scale frames to size x size; None leaves them as they are", 1, 2**14)
+    fps: float | None = option(None, "frames a second that are handed out; None is all", 1e-3, 1000)
+    buffer: int = option(8, "frames that wait to be taken; beyond, a live stream drops its oldest", 1, 2**16)
+    realtime: bool = option(False, "play a file or pattern at its own speed, as a camera would")
+    open_timeout: float = option(10.0, "seconds a stream may take to open", 0.1, 3600)
+    read_timeout: float = option(5.0, "seconds without data after which a stream counts as stalled", 0.1, 86400)
+    stall_timeout: float = option(20.0, "seconds without a whole frame after which a stream is opened anew", 0.1, 86400)
+    retry_first: float = option(1.0, "seconds before the first reconnect; doubles from then on", 0.01, 3600)
+    retry_most: float = option(60.0, "most seconds between reconnects; the first after a wrong password", 0.01, 86400)
+    healthy: float = option(30.0, "seconds online after which the next reconnect is quick again", 0, 86400)
+    jump: float = option(5.0, "seconds that a stream's clock may leap before frames are kept apart", 0.1, 86400)
+    transport: str = option("tcp", "how RTSP sends video", choices=("tcp", "udp"))
+    allow_gst: bool = option(False, "take gst:// pipelines, which can do whatever GStreamer can")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stall_timeout < self.read_timeout:
+            raise UsageError(
+                f"stall_timeout={self.stall_timeout:g} (--stall-timeout) is shorter than "
+                f"read_timeout={self.read_timeout:g} (--read-timeout); use e.g. --stall-timeout {self.read_timeout:g}"
+            )
 
 
 CAMERA_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # they become topics, labels and paths
@@ -188,7 +233,9 @@ class Camera(Options):
         super().__post_init__()
         _check_id("camera", self.id)
         if self.prompt is not None and not self.prompt.strip():
-            raise UsageError(f"prompt of camera {self.id} is empty; ask something, e.g. 'What happens?', or leave it out")
+            raise UsageError(
+                f"prompt of camera {self.id} is empty; ask something, e.g. 'What happens?', or leave it out"
+            )
 
     @property
     def num_frames(self) -> int:

@@ -1,0 +1,37 @@
+"""Source: anything that frames come from, and the way from a URI to one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import PathLike
+from typing import Protocol
+
+from dycoke_edge.config import ReaderSpec
+from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
+from dycoke_edge.runtime.camera.failure import SourceError
+from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
+
+__all__ = ["Source", "SourceError", "open_source"]
+
+
+class Source(Protocol):
+    """Opened once, read once, closed. `open` and iteration raise SourceError. `interrupt` may be called from any
+    thread at any time, `close` from any thread after the reading one is done, both more than once."""
+
+    tally: Tally
+
+    def open(self) -> SourceInfo: ...
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+    def interrupt(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_source(
+    uri: str | int | PathLike[str], spec: ReaderSpec = ReaderSpec(), source_id: str = "", clock: Clock = SYSTEM
+) -> Source:
+    """The source for a URI, not yet opened: rtsp rtsps file v4l2 csi test gst, a path, /dev/videoN or N. Frames come
+    scaled to `spec.size` and thinned to `spec.fps`. Raises UsageError for a URI that no source understands."""
+    raise NotImplementedError
