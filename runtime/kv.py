@@ -152,6 +152,18 @@ class KVBuffer:
         self.slot[: self.num_visual - count] = self.slot[count : self.num_visual].copy()
         self.num_visual -= count
 
+    def rotate(self, cos: NDArray[np.float64], sin: NDArray[np.float64]) -> None:
+        """Turn the K of every visual row by one angle a dimension pair, cos and sin [D/2]: RoPE positions move by a
+        common offset (rotate-half). Arithmetic is fp32, also for an fp16 slab, which rounds once, on storing."""
+        half, end = self.spec.head_dim // 2, self.origin
+        turn = cos.astype(np.float32), sin.astype(np.float32)
+        for layer in range(self.spec.num_layers):
+            for start in range(self.origin - self.num_visual, end, SWAP_ROWS):
+                keys = self.keys(layer, slice(start, min(start + SWAP_ROWS, end)))
+                a, b = keys[..., :half].astype(np.float32), keys[..., half:].astype(np.float32)
+                keys[..., :half] = a * turn[0] - b * turn[1]
+                keys[..., half:] = b * turn[0] + a * turn[1]
+
     def _pack(self, tokens: Mask, start: int, stop: int) -> int:
         """Bring the rows of `tokens`, as many as start..stop has, into start..stop by exchanging row pairs."""
         slot = self.slot[: self.num_visual]

@@ -1,26 +1,24 @@
-"""Prefill and decode over the two decoder graphs. Knows token ids and visual tokens only: no text, no pixels."""
+"""Prefill and decode over one KV buffer. Knows token ids and visual tokens only: no text, no pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
-from dycoke_edge.contract import MASKED, ModelSpec
+from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.dycoke import KeepPolicy
-from dycoke_edge.errors import EngineError, KVOverflow, UsageError
-from dycoke_edge.runtime.engine import Engine
+from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.layers import Layers
 from dycoke_edge.runtime.sampling import Sampler
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
-Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -55,61 +53,110 @@ class Step:
     compaction: float = 0.0  # seconds
 
 
-class Rope:
-    """cos and sin rows for positions (rotate-half RoPE), fp32 arithmetic as in transformers."""
-
-    def __init__(self, spec: ModelSpec, rows: int) -> None:
-        half = spec.head_dim // 2
-        exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-        self._inverse = (1.0 / np.float32(spec.rope_theta) ** exponent).astype(np.float32)
-        self._cos = np.empty((rows, half), spec.numpy_dtype)
-        self._sin = np.empty((rows, half), spec.numpy_dtype)
-
-    def __call__(self, positions: NDArray[np.integer]) -> tuple[Array, Array]:
-        """positions [T] -> cos, sin [T, D/2], valid until the next call."""
-        angles = positions.astype(np.float32)[:, None] * self._inverse
-        cos, sin = self._cos[: len(positions)], self._sin[: len(positions)]
-        cos[...], sin[...] = np.cos(angles), np.sin(angles)
-        return cos, sin
-
-
 class Decoder:
-    """Runs one request at a time over memory allocated here: T tokens at once while prefilling, one while decoding."""
+    """One KV buffer, filled part by part and asked again: `begin`, `see` as often as frames come, `answer`, `see`, ...
 
-    def __init__(self, spec: ModelSpec, engine: Engine, embed: Array, kv: KVBuffer, chunk: int) -> None:
-        self.spec, self.engine, self.embed, self.kv, self.chunk = spec, engine, embed, kv, chunk
-        self.rope = Rope(spec, chunk)
-        self.logits = np.empty((1, spec.vocab_size), np.float32)
-        self._hidden = np.empty((chunk, spec.hidden_size), spec.numpy_dtype)
-        scratch = max(chunk * (SCRATCH_ROWS + 1), kv.capacity + chunk)
-        self._mask = np.empty(scratch, np.float32)
-        self._attention = np.empty(scratch, np.float32)
-        self._empty = np.zeros((1, spec.kv_heads, spec.head_dim), spec.numpy_dtype)
-        self._no_mask = np.zeros((1, kv.capacity + 1), np.float32)
-        self._future = np.triu(np.full((chunk, chunk), MASKED, np.float32), 1)
-        self._position = 0
+    Every decoder of a model shares its `Layers`; what was seen and where positions stand is its own. Each call
+    overtakes an answer that is still being generated on the same buffer, which then says so.
+    """
+
+    def __init__(self, layers: Layers, kv: KVBuffer) -> None:
+        self.layers, self.kv = layers, kv
+        layers.reserve(kv.capacity)
+        self.position = 0  # of the next token
+        self._prefix = 0  # text rows before the visual ones, which take the first positions
+        self._oldest = 0  # position of the oldest visual token
+        self._newest = 0  # position after the newest one: where a question begins
         self._request = 0
 
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """fp32 [1, V] of the last token computed, on this buffer or another of the model."""
+        return self.layers.logits
+
+    def begin(self, prefix: Ids, text_rows: int) -> None:
+        """Forget everything, keep `text_rows` rows for text, prefix [P] included, and compute the prefix."""
+        self._request += 1
+        self.kv.reset(text_rows)
+        self.position = 0
+        self._text(prefix)
+        self._prefix = self._oldest = self._newest = self.position
+
+    def see(self, visual: Array, positions: NDArray[np.int32], span: int) -> None:
+        """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
+
+        A question and its answer are forgotten first: what comes later in the video must not see them.
+        """
+        self.rewind()
+        for part in self.layers.chunks(self.kv, len(visual)):
+            self.layers.forward(self.kv, visual[part], self.position + positions[part], "left")
+        self.position = self._newest = self.position + span
+
+    def read(self, suffix: Ids) -> None:
+        """Compute a question [Q] after all that was seen; `logits` are then those of the answer's first token."""
+        self.rewind()
+        self._text(suffix)
+
+    def answer(self, suffix: Ids, compression: Compression, sampling: Sampling) -> Iterator[Step]:
+        """Read a question and yield the answer's tokens; both are forgotten when the iterator ends or is closed."""
+        needed = self._prefix + len(suffix) + sampling.max_new_tokens
+        if self.kv.origin + needed > self.kv.capacity:
+            raise KVOverflow(self.kv.origin + needed, self.kv.capacity)
+        self.read(suffix)
+        request = self._request
+        try:
+            yield from self._generate(compression, sampling)
+        finally:
+            if self._request == request:
+                self.rewind()
+
+    def rewind(self) -> None:
+        """Forget the question and the answer; every visual row is active again, unless parked ones were freed."""
+        kv = self.kv
+        self._request += 1
+        kv.truncate(self._prefix)
+        if not kv.freed:
+            kv.refresh(np.ones(kv.num_visual, np.bool_))
+        self.position = self._newest
+
+    def forget(self, count: int, span: int) -> None:
+        """Forget the `count` oldest visual tokens, which took `span` positions."""
+        self.rewind()
+        self.kv.evict(count)
+        self._oldest += span
+
+    def rebase(self) -> int:
+        """Move what was seen back to the first positions after the prefix; returns by how many.
+
+        The distances between visual tokens stay; only that to the prefix becomes what it was for the first frame.
+        """
+        self.rewind()
+        offset = self._oldest - self._prefix
+        angles = -offset * self.layers.rope.inverse.astype(np.float64)
+        self.kv.rotate(np.cos(angles), np.sin(angles))
+        self._oldest -= offset
+        self._newest -= offset
+        self.position -= offset
+        return offset
+
     def prefill(self, prompt: Prompt, max_new_tokens: int) -> None:
-        """Compute a prompt in chunks; `logits` then holds the first token's. KVOverflow if it cannot fit whole."""
+        """Compute a prompt in chunks; `logits` then hold the first token's. KVOverflow if it cannot fit whole."""
         text_rows = prompt.num_text + max_new_tokens
         if text_rows + prompt.num_visual > self.kv.capacity:
             raise KVOverflow(text_rows + prompt.num_visual, self.kv.capacity)
-        self._request += 1
-        self.kv.reset(text_rows)
-        self._position = 0
-        self._text(prompt.prefix)
+        self.begin(prompt.prefix, text_rows)
         if prompt.visual is not None and prompt.visual_positions is not None:
-            for part in self._chunks(prompt.num_visual):
-                self._forward(prompt.visual[part], self._position + prompt.visual_positions[part], "left")
-            self._position += prompt.visual_span
-        self._text(prompt.suffix)
+            self.see(prompt.visual, prompt.visual_positions, prompt.visual_span)
+        self.read(prompt.suffix)
 
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
         self.prefill(prompt, sampling.max_new_tokens)
-        request = self._request
-        keep = self._keep_policy(prompt, compression)
+        yield from self._generate(compression, sampling)
+
+    def _generate(self, compression: Compression, sampling: Sampling) -> Iterator[Step]:
+        """Tokens after what was read; `logits` are those of the first."""
+        request, keep = self._request, self._keep_policy(compression)
         sampler, stop = Sampler(sampling), sampling.stop_token_ids or ()
         step = Step(sampler(self.logits[0]), self.kv.num_active)
         for left in range(sampling.max_new_tokens - 1, -1, -1):
@@ -117,106 +164,35 @@ class Decoder:
             if step.token in stop:
                 return
             if self._request != request:
-                raise UsageError("this stream ended when a newer request began; finish one before the next is asked")
+                raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
             if left:
                 step = self._next(step.token, keep, compression.free_parked, sampler)
 
-    def _keep_policy(self, prompt: Prompt, compression: Compression) -> KeepPolicy | None:
-        if compression.prune_ratio == 0 or prompt.num_visual == 0:
+    def _keep_policy(self, compression: Compression) -> KeepPolicy | None:
+        num_visual = self.kv.num_visual
+        if compression.prune_ratio == 0 or num_visual == 0:
             return None
-        return KeepPolicy(prompt.num_visual, compression.prune_ratio, compression.refresh_threshold, compression.mode)
+        return KeepPolicy(num_visual, compression.prune_ratio, compression.refresh_threshold, compression.mode)
 
     def _next(self, token: int, keep: KeepPolicy | None, free_parked: bool, sampler: Sampler) -> Step:
         """One decode step: shallow layers, the kept set, deep layers, a token."""
-        kv = self.kv
-        inputs, rows = self._shallow(self.embed[token : token + 1], np.array([self._position]), "right")
+        layers, kv = self.layers, self.kv
+        inputs, rows = layers.shallow(kv, layers.embed[token : token + 1], np.array([self.position]), "right")
         began, refreshed, returned = perf_counter(), False, 0
         if keep is not None and not kv.freed:
-            active = keep.step(self._visual_attention())
+            active = keep.step(layers.visual_attention(kv))
             if keep.refreshed:
                 refreshed, returned = True, kv.refresh(active)
             if free_parked:
                 kv.free_parked()
         compaction = perf_counter() - began
-        self._deep(inputs, rows)
+        layers.deep(kv, inputs, rows)
         kv.grow_right(1)
-        self._position += 1
+        self.position += 1
         return Step(sampler(self.logits[0]), kv.num_active, refreshed, returned, compaction)
 
     def _text(self, ids: Ids) -> None:
-        for part in self._chunks(len(ids)):
+        for part in self.layers.chunks(self.kv, len(ids)):
             count = part.stop - part.start
-            self._forward(self.embed[ids[part]], self._position + np.arange(count), "right")
-            self._position += count
-
-    def _chunks(self, total: int) -> Iterator[slice]:
-        """Cut `total` tokens into chunks, smaller ones behind many cached rows: scores take T * (S + T) a head."""
-        start = 0
-        while start < total:
-            rows = self.kv.shallow.stop - self.kv.shallow.start
-            size = max(1, min(self.chunk, self.chunk * SCRATCH_ROWS // (rows + self.chunk), total - start))
-            yield slice(start, start + size)
-            start += size
-
-    def _forward(self, embeds: Array, positions: NDArray[np.integer], side: Side) -> None:
-        inputs, rows = self._shallow(embeds, positions, side)
-        self._deep(inputs, rows)
-        grow = self.kv.grow_left if side == "left" else self.kv.grow_right
-        grow(len(embeds))
-
-    def _shallow(self, embeds: Array, positions: NDArray[np.integer], side: Side) -> tuple[dict[str, Array], slice]:
-        """Run the shallow layers; returns what the deep ones take and the rows for the new K and V."""
-        kv, count = self.kv, len(embeds)
-        rows = kv.left(count) if side == "left" else kv.right(count)
-        cos, sin = self.rope(positions)
-        common, layers = {"cos": cos, "sin": sin}, range(self.spec.split_layer)
-        mask, hidden = self._masked(count, kv.shallow), self._hidden[:count]
-        attention = self._attention[: mask.size].reshape(mask.shape)
-        self.engine.run(
-            "decoder_shallow",
-            {"embeds": embeds, **common, "mask": mask, **self._cached(layers, kv.shallow)},
-            {"hidden": hidden, "attention": attention, **self._new(layers, rows)},
-        )
-        return {"hidden": hidden, **common}, rows
-
-    def _deep(self, inputs: dict[str, Array], rows: slice) -> None:
-        kv, count, layers = self.kv, rows.stop - rows.start, range(self.spec.split_layer, self.spec.num_layers)
-        self.engine.run(
-            "decoder_deep",
-            {**inputs, "mask": self._masked(count, kv.deep), **self._cached(layers, kv.deep)},
-            {"logits": self.logits, **self._new(layers, rows)},
-        )
-        if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
-            raise EngineError("the model's logits are not finite; run: dycoke-edge verify BUNDLE")
-
-    def _cached(self, layers: range, rows: slice) -> dict[str, Array]:
-        """K and V that layers attend to. An empty cache is one row of zeros, which the mask hides: with none,
-        onnxruntime 1.23.2 (the last for Python 3.10) divides by zero, and TensorRT profiles begin at one."""
-        if rows.start == rows.stop:
-            return {f"{kv}_{i}": self._empty for i in layers for kv in "kv"}
-        return self._views("", layers, rows)
-
-    def _new(self, layers: range, rows: slice) -> dict[str, Array]:
-        return self._views("new_", layers, rows)
-
-    def _views(self, prefix: str, layers: range, rows: slice) -> dict[str, Array]:
-        kv = self.kv
-        keys = {f"{prefix}k_{i}": kv.keys(i, rows) for i in layers}
-        return keys | {f"{prefix}v_{i}": kv.values(i, rows) for i in layers}
-
-    def _masked(self, count: int, rows: slice) -> Array:
-        """The additive mask [count, S + count]: everything cached is seen, of the new tokens only earlier ones."""
-        cached = rows.stop - rows.start
-        if cached and count == 1:
-            return self._no_mask[:, : cached + 1]
-        columns = max(cached, 1) + count
-        mask = self._mask[: count * columns].reshape(count, columns)
-        mask[:, :-count] = 0.0 if cached else MASKED
-        mask[:, -count:] = self._future[:count, :count]
-        return mask
-
-    def _visual_attention(self) -> NDArray[np.float32]:
-        """Layer L-1's attention of the token just computed, in order of visual tokens: fp32 [M]."""
-        kv = self.kv
-        attention: NDArray[np.float32] = self._attention[kv.slot[: kv.num_visual] - kv.shallow.start]
-        return attention
+            self.layers.forward(self.kv, self.layers.embed[ids[part]], self.position + np.arange(count), "right")
+            self.position += count

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,42 +19,16 @@ from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.engine import Engine, open_engine
 from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.layers import Layers
 from dycoke_edge.runtime.loop import Decoder, Prompt
+from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats
 from dycoke_edge.runtime.text import Text
 from dycoke_edge.runtime.video import open_visual, read_image, resize
 
 Source = str | PathLike[str] | NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]  # stage, done, total
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A whole answer. `token_ids` include the stop token if there was one; `finish_reason` is then "stop"."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    stats: Stats
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "finish_reason": self.finish_reason,
-            "stats": self.stats.as_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer: the text that `token` completes (empty inside a character), and the running stats."""
-
-    text: str
-    token: int
-    stats: Stats
+__all__ = ["Piece", "Reply", "Source", "VideoLLM"]
 
 
 class VideoLLM:
@@ -66,7 +40,8 @@ class VideoLLM:
         self.spec = spec
         self.text = Text(bundle)
         self.kv = KVBuffer(bundle.model, spec.kv_capacity)
-        self._decoder = Decoder(bundle.model, engine, bundle.embed_tokens(), self.kv, spec.prefill_chunk)
+        self._layers = Layers(bundle.model, engine, bundle.embed_tokens(), spec.prefill_chunk)
+        self._decoder = Decoder(self._layers, self.kv)
 
     @classmethod
     def load(cls, bundle: str | PathLike[str], provider: Provider = "cpu", **options: Any) -> VideoLLM:
@@ -207,17 +182,8 @@ class VideoLLM:
     def _answer(
         self, prompt: Prompt, compression: Compression, sampling: Sampling, stats: Stats, began: float
     ) -> Iterator[Piece]:
-        text, last = self.text.stream(), perf_counter()
-        for step in self._decoder.decode(prompt, compression, sampling):
-            seconds = perf_counter() - last
-            if stats.new_tokens == 0:
-                stats.prefill_latency, stats.time_to_first_token = seconds, perf_counter() - began
-            else:
-                stats.inter_token_latencies.append(seconds)
-            stats.count(step)
-            stats.kv_bytes = self.kv.live_nbytes
-            yield Piece(text.push(step.token), step.token, stats)
-            last = perf_counter()
+        steps = self._decoder.decode(prompt, compression, sampling)
+        yield from pieces(steps, self.text.stream(), self.kv, stats, began)
         if stats.new_tokens == 1 and prompt.num_visual and compression.prune_ratio:
             stats.why_not.append("keep works on decode steps, and the answer was one token")
 

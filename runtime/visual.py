@@ -47,6 +47,24 @@ def merge(bundle: Bundle, engine: Engine, tokens: Array, compression: Compressio
     return _merge_by_graph(engine, graph, tokens, kept_per_frame(tokens.shape[1], compression.merge_ratio))
 
 
+def merge_frame(
+    bundle: Bundle, engine: Engine, anchor: Array | None, frame: Array, merge_ratio: float
+) -> tuple[Array, NDArray[np.int32]]:
+    """One frame [N, E] against its anchor, mode "paper" -> kept tokens [m, E] and their places [m] in the frame.
+
+    Without an anchor, or with merge_ratio 0, the frame is kept whole.
+    """
+    if anchor is None or merge_ratio == 0:
+        return frame, np.arange(len(frame), dtype=np.int32)
+    graph, count = bundle.merge_graph(merge_ratio), kept_per_frame(len(frame), merge_ratio)
+    kept, index = np.empty((count, frame.shape[1]), frame.dtype), np.arange(count, dtype=np.int32)
+    if graph is None:  # nothing to rank: none of it stays, or all
+        kept[...] = frame[:count]
+    else:
+        _run_merge(engine, graph, anchor, frame, kept, index)
+    return kept, index
+
+
 def _merge_by_graph(engine: Engine, graph: str, tokens: Array, kept: int) -> tuple[Array, NDArray[np.int32]]:
     num_frames, per_frame, width = tokens.shape
     anchor_of = {frame: anchor for anchor, frame in anchors(num_frames)}
@@ -56,11 +74,14 @@ def _merge_by_graph(engine: Engine, graph: str, tokens: Array, kept: int) -> tup
     for frame, size in enumerate(sizes):
         rows, here = out[start : start + size], index[start : start + size]
         if frame in anchor_of:
-            anchor = anchor_of[frame]
-            pair = {"reference": tokens[anchor : anchor + 1], "frame": tokens[frame : frame + 1]}
-            engine.run(graph, pair, {"kept": rows[None], "index": here[None]})
+            _run_merge(engine, graph, tokens[anchor_of[frame]], tokens[frame], rows, here)
         else:
             rows[...], here[...] = tokens[frame], np.arange(per_frame)
         here += frame * per_frame
         start += size
     return out, index
+
+
+def _run_merge(engine: Engine, graph: str, anchor: Array, frame: Array, kept: Array, index: NDArray[np.int32]) -> None:
+    pair = {"reference": anchor[None], "frame": frame[None]}
+    engine.run(graph, pair, {"kept": kept[None], "index": index[None]})

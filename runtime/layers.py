@@ -1,0 +1,133 @@
+"""The decoder's layers on memory of their own: what runs one chunk of tokens or one step over any KV buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.config import SCRATCH_ROWS
+from dycoke_edge.contract import MASKED, ModelSpec
+from dycoke_edge.errors import EngineError
+from dycoke_edge.runtime.engine import Engine
+from dycoke_edge.runtime.kv import KVBuffer
+
+Array = NDArray[Any]
+Side = Literal["left", "right"]
+
+
+class Rope:
+    """cos and sin rows for positions (rotate-half RoPE), fp32 arithmetic as in transformers."""
+
+    def __init__(self, spec: ModelSpec, rows: int) -> None:
+        half = spec.head_dim // 2
+        exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+        self.inverse = (1.0 / np.float32(spec.rope_theta) ** exponent).astype(np.float32)
+        self._cos = np.empty((rows, half), spec.numpy_dtype)
+        self._sin = np.empty((rows, half), spec.numpy_dtype)
+
+    def __call__(self, positions: NDArray[np.integer]) -> tuple[Array, Array]:
+        """positions [T] -> cos, sin [T, D/2], valid until the next call."""
+        angles = positions.astype(np.float32)[:, None] * self.inverse
+        cos, sin = self._cos[: len(positions)], self._sin[: len(positions)]
+        cos[...], sin[...] = np.cos(angles), np.sin(angles)
+        return cos, sin
+
+
+class Layers:
+    """Both decoder graphs and their scratch memory, shared by every KV buffer of a model.
+
+    Nothing here outlives a call but `logits`, fp32 [1, V], which hold what the last call computed.
+    """
+
+    def __init__(self, spec: ModelSpec, engine: Engine, embed: Array, chunk: int) -> None:
+        self.spec, self.engine, self.embed, self.chunk = spec, engine, embed, chunk
+        self.rope = Rope(spec, chunk)
+        self.logits = np.empty((1, spec.vocab_size), np.float32)
+        self._hidden = np.empty((chunk, spec.hidden_size), spec.numpy_dtype)
+        self._empty = np.zeros((1, spec.kv_heads, spec.head_dim), spec.numpy_dtype)
+        self._future = np.triu(np.full((chunk, chunk), MASKED, np.float32), 1)
+        self.reserve(0)
+
+    def reserve(self, capacity: int) -> None:
+        """Scratch memory for the largest KV buffer that is served, `capacity` rows."""
+        scratch = max(self.chunk * (SCRATCH_ROWS + 1), capacity + self.chunk)
+        if capacity and scratch <= self._mask.size and capacity < self._no_mask.size:
+            return
+        self._mask = np.empty(scratch, np.float32)
+        self._attention = np.empty(scratch, np.float32)
+        self._no_mask = np.zeros((1, capacity + 1), np.float32)
+
+    def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
+        """Cut `total` tokens into chunks, smaller ones behind many cached rows: scores take T * (S + T) a head."""
+        start = 0
+        while start < total:
+            rows = kv.shallow.stop - kv.shallow.start
+            size = max(1, min(self.chunk, self.chunk * SCRATCH_ROWS // (rows + self.chunk), total - start))
+            yield slice(start, start + size)
+            start += size
+
+    def forward(self, kv: KVBuffer, embeds: Array, positions: NDArray[np.integer], side: Side) -> None:
+        """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
+        inputs, rows = self.shallow(kv, embeds, positions, side)
+        self.deep(kv, inputs, rows)
+        grow = kv.grow_left if side == "left" else kv.grow_right
+        grow(len(embeds))
+
+    def shallow(
+        self, kv: KVBuffer, embeds: Array, positions: NDArray[np.integer], side: Side
+    ) -> tuple[dict[str, Array], slice]:
+        """Run the shallow layers; returns what the deep ones take and the rows for the new K and V."""
+        count = len(embeds)
+        rows = kv.left(count) if side == "left" else kv.right(count)
+        cos, sin = self.rope(positions)
+        common, layers = {"cos": cos, "sin": sin}, range(self.spec.split_layer)
+        mask, hidden = self._masked(count, kv.shallow), self._hidden[:count]
+        attention = self._attention[: mask.size].reshape(mask.shape)
+        self.engine.run(
+            "decoder_shallow",
+            {"embeds": embeds, **common, "mask": mask, **self._cached(kv, layers, kv.shallow)},
+            {"hidden": hidden, "attention": attention, **_views(kv, "new_", layers, rows)},
+        )
+        return {"hidden": hidden, **common}, rows
+
+    def deep(self, kv: KVBuffer, inputs: dict[str, Array], rows: slice) -> None:
+        """Run the deep layers on what `shallow` returned; `logits` are then those of the last token."""
+        count, layers = rows.stop - rows.start, range(self.spec.split_layer, self.spec.num_layers)
+        self.engine.run(
+            "decoder_deep",
+            {**inputs, "mask": self._masked(count, kv.deep), **self._cached(kv, layers, kv.deep)},
+            {"logits": self.logits, **_views(kv, "new_", layers, rows)},
+        )
+        if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
+            raise EngineError("the model's logits are not finite; run: dycoke-edge verify BUNDLE")
+
+    def visual_attention(self, kv: KVBuffer) -> NDArray[np.float32]:
+        """Layer L-1's attention of the token `shallow` just computed, in order of visual tokens: fp32 [M]."""
+        attention: NDArray[np.float32] = self._attention[kv.slot[: kv.num_visual] - kv.shallow.start]
+        return attention
+
+    def _cached(self, kv: KVBuffer, layers: range, rows: slice) -> dict[str, Array]:
+        """K and V that layers attend to. An empty cache is one row of zeros, which the mask hides: with none,
+        onnxruntime 1.23.2 (the last for Python 3.10) divides by zero, and TensorRT profiles begin at one."""
+        if rows.start == rows.stop:
+            return {f"{name}_{i}": self._empty for i in layers for name in "kv"}
+        return _views(kv, "", layers, rows)
+
+    def _masked(self, count: int, rows: slice) -> Array:
+        """The additive mask [count, S + count]: everything cached is seen, of the new tokens only earlier ones."""
+        cached = rows.stop - rows.start
+        if cached and count == 1:
+            return self._no_mask[:, : cached + 1]
+        columns = max(cached, 1) + count
+        mask = self._mask[: count * columns].reshape(count, columns)
+        mask[:, :-count] = 0.0 if cached else MASKED
+        mask[:, -count:] = self._future[:count, :count]
+        return mask
+
+
+def _views(kv: KVBuffer, prefix: str, layers: range, rows: slice) -> dict[str, Array]:
+    keys = {f"{prefix}k_{i}": kv.keys(i, rows) for i in layers}
+    return keys | {f"{prefix}v_{i}": kv.values(i, rows) for i in layers}

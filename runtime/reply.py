@@ -1,0 +1,58 @@
+"""What an answer is: pieces as they come, and the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.loop import Step
+from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.text import TextStream
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer. `token_ids` include the stop token if there was one; `finish_reason` is then "stop"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "stats": self.stats.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer: the text that `token` completes (empty inside a character), and the running stats."""
+
+    text: str
+    token: int
+    stats: Stats
+
+
+def pieces(steps: Iterator[Step], text: TextStream, kv: KVBuffer, stats: Stats, began: float) -> Iterator[Piece]:
+    """Steps with their text and what they cost. `began` is when the request did, by perf_counter."""
+    last = perf_counter()
+    for step in steps:
+        seconds = perf_counter() - last
+        if stats.new_tokens == 0:
+            stats.prefill_latency, stats.time_to_first_token = seconds, perf_counter() - began
+        else:
+            stats.inter_token_latencies.append(seconds)
+        stats.count(step)
+        stats.kv_bytes = kv.live_nbytes
+        yield Piece(text.push(step.token), step.token, stats)
+        last = perf_counter()
