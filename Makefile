@@ -14,7 +14,7 @@ PINS := pyproject.toml constraints.txt Makefile
 
 # Debian packages with the real servers that tests talk to; without them those tests are skipped, with CI=true they fail.
 SERVICES := python3-gst-1.0 gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad mosquitto
+	gstreamer1.0-plugins-bad mosquitto chromium
 # A surveillance clip out of a Debian package; too big to install for one file, and not ours to ship.
 VTEST := usr/share/doc/opencv-doc/examples/data/vtest.avi
 
@@ -90,6 +90,6 @@ $(VENV)/.demo: $(VENV)/bin/pip $(PINS)
 # torchvision stands apart, for the one test that needs it: PyPI's is built for CUDA, and in site-packages beside a
 # CPU torch it would break `import transformers`.
 $(VENV)/.test: $(VENV)/.demo
-	$(INSTALL) --no-build-isolation --editable '.[export,test,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[export,serve,test,dev]'
 	$(INSTALL) --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	@touch $@
