@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from dycoke_edge.config import Clip, Compression, EngineSpec, Sampling
+from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Sampling
 from dycoke_edge.errors import (
     BundleError,
     DycokeEdgeError,
@@ -16,7 +16,7 @@ from dycoke_edge.errors import (
 )
 
 if TYPE_CHECKING:
-    from dycoke_edge.runtime.pipeline import Reply, VideoLLM
+    from dycoke_edge.runtime.pipeline import LiveVideo, Reply, VideoLLM
 
 try:
     __version__ = version("dycoke-edge")
@@ -32,6 +32,8 @@ __all__ = [
     "EngineSpec",
     "InputError",
     "KVOverflow",
+    "LiveSpec",
+    "LiveVideo",
     "Reply",
     "Sampling",
     "UsageError",
@@ -42,7 +44,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load the runtime when it is first asked for: `import dycoke_edge` alone stays quick."""
-    if name in ("Reply", "VideoLLM"):
+    if name in ("LiveVideo", "Reply", "VideoLLM"):
         from dycoke_edge.runtime import pipeline
 
         return getattr(pipeline, name)

@@ -49,16 +49,17 @@ class Layers:
         self._hidden = np.empty((chunk, spec.hidden_size), spec.numpy_dtype)
         self._empty = np.zeros((1, spec.kv_heads, spec.head_dim), spec.numpy_dtype)
         self._future = np.triu(np.full((chunk, chunk), MASKED, np.float32), 1)
-        self.reserve(0)
+        self._mask = np.empty(chunk * (SCRATCH_ROWS + 1), np.float32)
+        self._attention = np.empty(self._mask.size, np.float32)
+        self._no_mask = np.zeros((1, 1), np.float32)
 
     def reserve(self, capacity: int) -> None:
-        """Scratch memory for the largest KV buffer that is served, `capacity` rows."""
-        scratch = max(self.chunk * (SCRATCH_ROWS + 1), capacity + self.chunk)
-        if capacity and scratch <= self._mask.size and capacity < self._no_mask.size:
-            return
-        self._mask = np.empty(scratch, np.float32)
-        self._attention = np.empty(scratch, np.float32)
-        self._no_mask = np.zeros((1, capacity + 1), np.float32)
+        """Scratch memory for a KV buffer of `capacity` rows, once for the largest that is served."""
+        if capacity + self.chunk > self._mask.size:
+            self._mask = np.empty(capacity + self.chunk, np.float32)
+            self._attention = np.empty(self._mask.size, np.float32)
+        if capacity >= self._no_mask.size:
+            self._no_mask = np.zeros((1, capacity + 1), np.float32)
 
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
         """Cut `total` tokens into chunks, smaller ones behind many cached rows: scores take T * (S + T) a head."""

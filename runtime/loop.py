@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -97,7 +97,7 @@ class Decoder:
         self.rewind()
         self._text(suffix)
 
-    def answer(self, suffix: Ids, compression: Compression, sampling: Sampling) -> Iterator[Step]:
+    def answer(self, suffix: Ids, compression: Compression, sampling: Sampling) -> Generator[Step, None, None]:
         """Read a question and yield the answer's tokens; both are forgotten when the iterator ends or is closed."""
         needed = self._prefix + len(suffix) + sampling.max_new_tokens
         if self.kv.origin + needed > self.kv.capacity:

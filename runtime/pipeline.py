@@ -8,18 +8,20 @@ from os import PathLike
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle, open_bundle
-from dycoke_edge.config import Clip, Compression, EngineSpec, Provider, Sampling
+from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.engine import Engine, open_engine
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.layers import Layers
+from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats
@@ -28,11 +30,14 @@ from dycoke_edge.runtime.video import open_visual, read_image, resize
 
 Source = str | PathLike[str] | NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]  # stage, done, total
-__all__ = ["Piece", "Reply", "Source", "VideoLLM"]
+__all__ = ["LiveVideo", "Piece", "Reply", "Source", "VideoLLM"]
 
 
 class VideoLLM:
-    """One loaded model. Answers one request at a time; nothing of a request outlives it."""
+    """One loaded model. Answers one request at a time; nothing of a request outlives it.
+
+    `live` begins a video that is still arriving, or one that many questions are asked about.
+    """
 
     def __init__(self, bundle: Bundle, engine: Engine, spec: EngineSpec) -> None:
         self.bundle = bundle
@@ -40,8 +45,9 @@ class VideoLLM:
         self.spec = spec
         self.text = Text(bundle)
         self.kv = KVBuffer(bundle.model, spec.kv_capacity)
-        self._layers = Layers(bundle.model, engine, bundle.embed_tokens(), spec.prefill_chunk)
-        self._decoder = Decoder(self._layers, self.kv)
+        self.layers = Layers(bundle.model, engine, bundle.embed_tokens(), spec.prefill_chunk)
+        self._decoder = Decoder(self.layers, self.kv)
+        self._lives: WeakSet[LiveVideo] = WeakSet()
 
     @classmethod
     def load(cls, bundle: str | PathLike[str], provider: Provider = "cpu", **options: Any) -> VideoLLM:
@@ -107,6 +113,24 @@ class VideoLLM:
             assembled = self._assemble(prefix, suffix, self._encode(frames, stats, on_progress), compression, stats)
         yield from self._answer(assembled, compression, sampling, stats, began)
 
+    def live(
+        self,
+        compression: Compression = Compression(),  # noqa: B008
+        spec: LiveSpec = LiveSpec(),  # noqa: B008
+    ) -> LiveVideo:
+        """A video that is pushed frame by frame and asked at any time. UsageError if memory cannot hold it.
+
+        As long as there is one, vision and decoder both stay in memory.
+        """
+        live = LiveVideo(self, compression, spec)
+        self._lives.add(live)
+        return live
+
+    def encode(self, video: Source, clip: Clip = Clip()) -> NDArray[Any]:  # noqa: B008
+        """Visual tokens [F, N, E] of a path or uint8 [F, H, W, 3], before merge: what `LiveVideo.push_tokens` takes."""
+        frames = self._frames(video, None, clip, lambda done, total: None)
+        return self._encode(frames, Stats(), lambda stage, done, total: None)
+
     def _frames(
         self, video: Source | None, image: Source | None, clip: Clip, reading: Callable[[int, int], None]
     ) -> NDArray[np.uint8]:
@@ -142,9 +166,9 @@ class VideoLLM:
             raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)
 
     def _encode(self, frames: NDArray[np.uint8], stats: Stats, on_progress: Progress) -> NDArray[Any]:
-        """Visual tokens [F, N, E]. Unless `resident`, vision and decoder are never in memory together."""
-        began = perf_counter()
-        if not self.spec.resident:
+        """Visual tokens [F, N, E]. Unless `resident` or live, vision and decoder are never in memory together."""
+        began, in_turn = perf_counter(), not (self.spec.resident or self._lives)
+        if in_turn:
             for graph in ("decoder_shallow", "decoder_deep"):
                 self.engine.unload(graph)
         tokens = visual.encode(
@@ -154,7 +178,7 @@ class VideoLLM:
             self.spec.vision_batch,
             lambda done, total: on_progress("vision", done, total),
         )
-        if not self.spec.resident:
+        if in_turn:
             self.engine.unload("vision")
         stats.vision_latency = perf_counter() - began
         return tokens

@@ -61,6 +61,20 @@ class Text:
         """All tokens as text, special ones left out."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
+    def first_tokens(self, answers: tuple[str, ...]) -> list[list[int]]:
+        """The ids that each answer may begin with, in all its spellings: yes, Yes, YES, with a space before or not.
+
+        Ids that two answers share say nothing and are left out; UsageError if one has no id of its own.
+        """
+        found = [{int(self._ids(spelling)[0]) for spelling in _spellings(answer)} for answer in answers]
+        own = [ids.difference(*(other for other in found if other is not ids)) for ids in found]
+        if len(answers) < 2 or not all(own):
+            raise UsageError(
+                f"answers {', '.join(map(repr, answers))} cannot be told apart by their first token; "
+                "give two or more that begin differently, e.g. 'yes', 'no'"
+            )
+        return [sorted(ids) for ids in own]
+
     def stream(self) -> TextStream:
         """A fresh incremental decoder."""
         return TextStream(self._tokenizer)
@@ -95,6 +109,13 @@ class TextStream:
         """The text that this token completes, often empty inside a character."""
         piece = self._stream.step(self._tokenizer, token)
         return "" if piece is None else str(piece)
+
+
+def _spellings(answer: str) -> list[str]:
+    word = answer.strip()
+    if not word:
+        return []
+    return [space + form for form in (word, word.lower(), word.capitalize(), word.upper()) for space in ("", " ")]
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -1,0 +1,252 @@
+"""A video that is still arriving: every frame is encoded, merged and prefilled as it comes, so that a question costs
+only its own tokens. Memory is bounded: the oldest frame goes when there is no room for the next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.config import Compression, LiveSpec, Sampling
+from dycoke_edge.dycoke import WINDOW, anchors, cosine
+from dycoke_edge.errors import UsageError
+from dycoke_edge.runtime import visual
+from dycoke_edge.runtime.gate import FrameGate
+from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.live_room import room
+from dycoke_edge.runtime.live_stats import LiveStats, Pushed
+from dycoke_edge.runtime.loop import Decoder, Ids
+from dycoke_edge.runtime.reply import Piece, pieces
+from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.video import resize
+
+if TYPE_CHECKING:
+    from dycoke_edge.runtime.pipeline import VideoLLM
+
+Array = NDArray[Any]
+Image = NDArray[np.uint8]
+ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's place in its window
+
+
+@dataclass
+class Held:
+    """A frame in memory: its rows, the positions it takes, when it came and until when nothing else was seen."""
+
+    rows: int
+    span: int
+    time: float | None
+    until: float | None
+
+
+class LiveVideo:
+    """One camera's video. It has a KV buffer of its own and shares everything else with its VideoLLM.
+
+    A question is asked about the frames in memory and forgotten with its answer; a frame that is pushed meanwhile ends
+    the answer with a UsageError. Not thread-safe: all calls on one VideoLLM and its live videos come from one thread.
+    """
+
+    def __init__(self, llm: VideoLLM, compression: Compression, spec: LiveSpec) -> None:
+        self.bundle, self.engine, self.text = llm.bundle, llm.engine, llm.text
+        self.compression, self.spec, self.stats = compression, spec, LiveStats()
+        self._prefix = self.text.encode("?", "video")[0]
+        self._room = room(self.bundle.model, compression, spec, len(self._prefix), llm.spec.kv_capacity)
+        self.bundle.merge_graph(compression.merge_ratio)  # UsageError if the bundle lacks it
+        self.kv = KVBuffer(self.bundle.model, self._room.capacity)
+        self._decoder = Decoder(llm.layers, self.kv)
+        self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
+        self._frames: deque[Held] = deque()
+        self._window = list[Array]()  # tokens [N, E] of the current window's frames
+        for graph in ("vision", "decoder_shallow", "decoder_deep"):
+            self.engine.load(graph)  # now, not when the first frame comes
+        self.clear()
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in memory; gated ones are none."""
+        return len(self._frames)
+
+    @property
+    def span(self) -> tuple[float | None, float | None]:
+        """When the oldest frame in memory came, and the newest, gated ones included."""
+        return (self._frames[0].time, self._frames[-1].until) if self._frames else (None, None)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use: KV rows, the tokens that the next frame is compared with, the gate's picture."""
+        gate = self._gate.nbytes if self._gate else 0
+        return self.kv.live_nbytes + sum(tokens.nbytes for tokens in self._window) + gate
+
+    def push(self, image: Image, time: float | None = None) -> Pushed:
+        """Take the next frame, uint8 [H, W, 3] of any size, seen at `time` in seconds of any clock."""
+        began = perf_counter()
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UsageError(f"a frame has {image.dtype} {list(image.shape)}; give uint8 [H, W, 3]")
+        size = self.bundle.model.image_size
+        if image.shape[:2] != (size, size):
+            with self.stats.timed("resize"):
+                image = resize(image[None], size)[0]
+        if self._repeats(image):
+            self._frames[-1].until = time
+            return self._count(Pushed(True, False, None, self.bundle.model.tokens_per_frame, 0, 0, _since(began)))
+        with self.stats.timed("vision"):
+            tokens = visual.encode(self.bundle, self.engine, image[None], 1)[0]
+        pushed = self._take(tokens, time, began)
+        if self._gate:
+            self._gate.remember(image)
+        return self._count(pushed)
+
+    def push_tokens(self, tokens: Array, time: float | None = None) -> Pushed:
+        """Take the next frame as the visual tokens [N, E] that `VideoLLM.encode` makes of it; never gated."""
+        if self._gate:
+            self._gate.forget()
+        return self._count(self._take(tokens, time, perf_counter()))
+
+    def cut(self) -> None:
+        """Compare the next frame with nothing before it: the camera was away, or its clock jumped."""
+        self._window.clear()
+        if self._gate:
+            self._gate.forget()
+
+    def clear(self) -> None:
+        """Forget all frames and give their memory back."""
+        self.cut()
+        self._frames.clear()
+        self.kv.reset(self._room.text)
+        self._empty = True
+
+    def ask(self, prompt: str, sampling: Sampling = Sampling()) -> Generator[Piece, None, None]:  # noqa: B008 - frozen
+        """Answer a prompt about the frames in memory, piece by piece, as `VideoLLM.stream` does.
+
+        The rows of question and answer are given back when the generator ends, or is closed half-way.
+        UsageError if there is no frame, or no room for the question or the answer.
+        """
+        began = perf_counter()
+        if sampling.max_new_tokens > self.spec.max_answer_tokens:
+            raise UsageError(
+                f"max_new_tokens={sampling.max_new_tokens} (--max-new-tokens) is more than the rows kept for answers "
+                f"of a live video; use --max-answer-tokens {sampling.max_new_tokens}"
+            )
+        suffix = self._question(prompt)
+        if sampling.stop_token_ids is None:
+            sampling = replace(sampling, stop_token_ids=self.bundle.manifest.stop_token_ids)
+        self.stats.questions += 1
+        steps = self._decoder.answer(suffix, self.compression, sampling)
+        with self.stats.timed("answer"), closing(steps):
+            yield from pieces(steps, self.text.stream(), self.kv, self._answer_stats(len(suffix)), began)
+
+    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
+        """How likely each answer is to begin the reply, all its spellings together, normalised over `answers`.
+
+        One prefill of the question, no decoding. UsageError if there is no frame or no room, or if answers cannot be
+        told apart by their first token.
+        """
+        first = self.text.first_tokens(answers)
+        suffix = self._question(prompt)
+        self.stats.questions += 1
+        with self.stats.timed("answer"):
+            self._decoder.read(suffix)
+            logits = self._decoder.logits[0].astype(np.float64)
+            self._decoder.rewind()
+        masses = np.array([np.logaddexp.reduce(logits[ids]) for ids in first])
+        shares = np.exp(masses - np.logaddexp.reduce(masses))
+        return dict(zip(answers, shares.tolist(), strict=True))
+
+    def _take(self, tokens: Array, time: float | None, began: float) -> Pushed:
+        """Merge a frame's tokens and prefill those that stay."""
+        anchor, similarity, cut = self._anchor(tokens)
+        with self.stats.timed("merge"):
+            kept, index = visual.merge_frame(self.bundle, self.engine, anchor, tokens, self.compression.merge_ratio)
+        keep = self.compression.positions == "keep"
+        frame = Held(len(kept), len(tokens) if keep else len(kept), time, time)
+        evicted = self._make_room(frame)
+        try:
+            with self.stats.timed("prefill"):
+                self._see(kept, index if keep else np.arange(len(kept), dtype=np.int32), frame.span)
+        except BaseException:
+            self.clear()  # rows of half a frame may be there
+            raise
+        self._frames.append(frame)
+        if self.compression.merge_ratio:
+            self._window.append(tokens)
+        return Pushed(False, cut, similarity, len(tokens), len(kept), evicted, _since(began))
+
+    def _repeats(self, image: Image) -> bool:
+        if self._gate is None or not self._frames:
+            return False
+        with self.stats.timed("gate"):
+            return self._gate.repeats(image)
+
+    def _anchor(self, tokens: Array) -> tuple[Array | None, float | None, bool]:
+        """What a frame is merged against, how similar it is, and whether it is a scene cut. Begins a window when due.
+
+        No window is longer than the memory: merge counts on its first frame, which was kept whole, being there.
+        """
+        if len(self._window) >= min(WINDOW, self.spec.memory_frames):
+            self._window.clear()
+        if not self._window or self.compression.merge_ratio == 0:
+            return None, None, False
+        anchor = self._window[ANCHOR[len(self._window)]]
+        with self.stats.timed("merge"):
+            similarity = float(cosine(anchor, tokens).mean())
+        cut = self.spec.scene_cut is not None and similarity < self.spec.scene_cut
+        if cut:
+            self._window.clear()
+        return None if cut else anchor, similarity, cut
+
+    def _make_room(self, frame: Held) -> int:
+        """Evict the oldest frames until one more fits into memory, and re-base positions before they run out."""
+        decoder, evicted = self._decoder, 0
+        with self.stats.timed("evict"):
+            while len(self._frames) >= self.spec.memory_frames or self.kv.num_visual + frame.rows > self.kv.origin:
+                oldest = self._frames.popleft()
+                decoder.forget(oldest.rows, oldest.span)
+                self.stats.evicted_tokens += oldest.rows
+                evicted += 1
+        text = self.spec.max_question_tokens + self.spec.max_answer_tokens
+        if decoder.position + frame.span + text > self.bundle.model.max_positions:
+            with self.stats.timed("rebase"):
+                decoder.rebase()
+            self.stats.rebases += 1
+        return evicted
+
+    def _see(self, kept: Array, positions: NDArray[np.int32], span: int) -> None:
+        if self._empty:
+            self._decoder.begin(self._prefix, self._room.text)
+            self._empty = False
+        self._decoder.see(kept, positions, span)
+
+    def _question(self, prompt: str) -> Ids:
+        """The ids after the video: the newline that the model puts there, the question, the template's end."""
+        if not self._frames:
+            raise UsageError("this live video holds no frame yet; push one before a question is asked")
+        prefix, suffix = self.text.encode(prompt, "video")
+        if not np.array_equal(prefix, self._prefix):
+            raise UsageError("prompt (--prompt) puts text before the video, which was seen already; leave <video> out")
+        if len(suffix) + 1 > self.spec.max_question_tokens:
+            raise UsageError(
+                f"prompt (--prompt) has {len(suffix) + 1} tokens with its chat template, a live video keeps "
+                f"{self.spec.max_question_tokens} rows for it; use --max-question-tokens {len(suffix) + 1}"
+            )
+        return np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
+
+    def _answer_stats(self, suffix: int) -> Stats:
+        stats = Stats(frames=len(self._frames), text_tokens=len(self._prefix) + suffix)
+        stats.visual_tokens_in = stats.frames * self.bundle.model.tokens_per_frame
+        stats.visual_tokens_kept = self.kv.num_visual
+        stats.merge_applied = stats.visual_tokens_kept < stats.visual_tokens_in
+        stats.kv_bytes_reserved = self.kv.nbytes
+        return stats
+
+    def _count(self, pushed: Pushed) -> Pushed:
+        self.stats.count(pushed)
+        return pushed
+
+
+def _since(began: float) -> float:
+    return perf_counter() - began
