@@ -120,6 +120,18 @@ class LiveVideo:
         self.kv.reset(self._room.text)
         self._empty = True
 
+    def forget_before(self, time: float) -> int:
+        """Forget the frames of which nothing was seen at `time` or later; returns how many. For windows of seconds: a
+        frame that repeats is not held, so without this what came before it would stay while nothing happens."""
+        forgotten = 0
+        while self._frames and (until := self._frames[0].until) is not None and until < time:
+            forgotten += 1
+            self._forget_oldest()
+        if forgotten and len(self._frames) < len(self._window):
+            self.cut()  # merge counts on its anchors being there
+        self.stats.evicted_frames += forgotten
+        return forgotten
+
     def ask(self, prompt: str, sampling: Sampling = Sampling()) -> Generator[Piece, None, None]:  # noqa: B008 - frozen
         """Answer a prompt about the frames in memory, piece by piece, as `VideoLLM.stream` does.
 
@@ -204,9 +216,7 @@ class LiveVideo:
         decoder, evicted = self._decoder, 0
         with self.stats.timed("evict"):
             while len(self._frames) >= self.spec.memory_frames or self.kv.num_visual + frame.rows > self.kv.origin:
-                oldest = self._frames.popleft()
-                decoder.forget(oldest.rows, oldest.span)
-                self.stats.evicted_tokens += oldest.rows
+                self._forget_oldest()
                 evicted += 1
         text = self.spec.max_question_tokens + self.spec.max_answer_tokens
         if decoder.position + frame.span + text > self.bundle.model.max_positions:
@@ -214,6 +224,11 @@ class LiveVideo:
                 decoder.rebase()
             self.stats.rebases += 1
         return evicted
+
+    def _forget_oldest(self) -> None:
+        oldest = self._frames.popleft()
+        self._decoder.forget(oldest.rows, oldest.span)
+        self.stats.evicted_tokens += oldest.rows
 
     def _see(self, kept: Array, positions: NDArray[np.int32], span: int) -> None:
         if self._empty:
