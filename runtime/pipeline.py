@@ -7,14 +7,14 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle, open_bundle
-from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
+from dycoke_edge.config import Camera, Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
@@ -27,6 +27,9 @@ from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats
 from dycoke_edge.runtime.text import Text
 from dycoke_edge.runtime.video import open_visual, read_image, resize
+
+if TYPE_CHECKING:
+    from dycoke_edge.runtime.camera.answers import WatchResult
 
 Source = str | PathLike[str] | NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -125,6 +128,26 @@ class VideoLLM:
         live = LiveVideo(self, compression, spec)
         self._lives.add(live)
         return live
+
+    def watch(
+        self,
+        uri: str,
+        prompt: str | None = None,
+        compression: Compression = Compression(),  # noqa: B008
+        **options: Any,
+    ) -> Iterator[WatchResult]:
+        """A result a window of a camera or file, for ever or until the file ends: `for result in llm.watch(uri, "What
+        happens?"): ...`. `options` are the fields of Camera: window_s, every_s, fps, rules and so on.
+
+        SourceError when the stream cannot be opened; once it was, it is opened anew for ever.
+        """
+        from dycoke_edge.runtime.camera.watch import watch  # it imports this module
+
+        try:
+            camera = Camera(**{"id": "camera", **options}, uri=uri, prompt=prompt)
+        except TypeError as error:
+            raise UsageError(f"VideoLLM.watch: {error}; options are the fields of Camera") from None
+        return watch(self, camera, compression)
 
     def encode(self, video: Source, clip: Clip = Clip()) -> NDArray[Any]:  # noqa: B008
         """Visual tokens [F, N, E] of a path or uint8 [F, H, W, 3], before merge: what `LiveVideo.push_tokens` takes."""

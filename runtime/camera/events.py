@@ -28,6 +28,7 @@ class Event:
     phase: Phase
     camera: str
     id: str
+    time: float  # UTC when it was made
     alert_id: str | None = None
     rule_id: str | None = None
     alert_type: str | None = None
@@ -50,7 +51,7 @@ class Event:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every key, always, `v` first."""
-        times = {"start_time": rfc3339(self.start_time), "end_time": rfc3339(self.end_time)}
+        times = {key: rfc3339(getattr(self, key)) for key in ("time", "start_time", "end_time")}
         return {"v": 1, **asdict(self), **times}
 
     def to_json(self) -> str:

@@ -2,127 +2,272 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dycoke_edge.config import Camera, Clip, Compression, Rule, Sampling
-from dycoke_edge.runtime.camera.answers import Answer, Window
+from dycoke_edge.config import Camera, Compression, ReaderSpec, Rule
+from dycoke_edge.errors import EngineError, UsageError
+from dycoke_edge.runtime.camera.asking import COMPRESSION, Asking
+from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.events import Event, EventRing, Sink
-from dycoke_edge.runtime.pipeline import Piece, Reply, Source, VideoLLM
+from dycoke_edge.runtime.camera.frame import Frame
+from dycoke_edge.runtime.camera.hub import Hub
+from dycoke_edge.runtime.camera.post import Post
+from dycoke_edge.runtime.camera.reader import CameraReader
+from dycoke_edge.runtime.camera.turns import Question, Turns
+from dycoke_edge.runtime.pipeline import VideoLLM
+from dycoke_edge.runtime.reply import Piece
+from dycoke_edge.runtime.sinks.bounded import CallbackSink, deadline
 
 Handler = Callable[[Event], None] | Sink
-SAMPLING, COMPRESSION, CLIP = Sampling(), Compression(), Clip()
+READING = ReaderSpec()
+STUCK_S = 60.0  # a unit of work this long means that the model does not answer any more
 
 
-class CameraWatcher:
+class CameraWatcher(Asking):
     """Watches cameras with one model. While it runs, every call of `llm` belongs to its thread: ask through here.
 
-    `on_event` takes sinks, or plain functions of an event, which are called in a thread of their own each.
-    Every method may be called from any thread. `with watcher:` starts and stops it.
+    `on_event` takes sinks, or plain functions of an event, which are called in a thread of their own each. `waiting`
+    questions may stand in line for the model. `reading` holds time-outs and the like for all cameras; size, fps,
+    buffer and realtime are the cameras' own. Every method may be called from any thread. `with watcher:` starts and
+    stops it. A watcher runs once.
     """
-
-    events: EventRing  # the latest events; `events.since(last_id, timeout)` is for streams that resume
 
     def __init__(
         self,
         llm: VideoLLM,
-        cameras: Sequence[Camera],
+        cameras: Sequence[Camera] = (),
         rules: Sequence[Rule] = (),
         on_event: Handler | Sequence[Handler] = (),
         compression: Compression = COMPRESSION,
-        waiting: int = 8,  # questions that may wait for the model; one more is refused with BusyError
+        waiting: int = 8,
+        reading: ReaderSpec = READING,
+        clock: Clock = SYSTEM,
+        make_reader: Callable[..., CameraReader] = CameraReader,
     ) -> None:
-        raise NotImplementedError
+        handlers = on_event if isinstance(on_event, Sequence) else (on_event,)
+        sinks = [handler if isinstance(handler, Sink) else CallbackSink(handler) for handler in handlers]
+        self._llm, self._clock, self._compression, self._reading = llm, clock, compression, reading
+        self._make_reader = make_reader
+        self._hub = Hub(llm.bundle.path.name, llm.spec.provider, sinks, clock)
+        self._turns = Turns(lambda: self._lanes, waiting, clock)
+        self._turns.on_failure = self._hub.failed
+        self._lock = threading.RLock()  # over all below
+        self._posts: dict[str, Post] = {}
+        self._lanes: tuple[Post, ...] = ()  # the same for the model's thread, which waits for nobody
+        self._rules: dict[str, Rule] = {}
+        self._state = "new"
+        self._over = threading.Event()
+        for camera in cameras:
+            self.add(camera)
+        for rule in rules:
+            self.add_rule(rule)
 
-    def start(self) -> CameraWatcher: ...
+    def start(self) -> CameraWatcher:
+        """Begin. UsageError if the KV buffer cannot hold a camera's window, or when started before."""
+        with self._lock:
+            if self._state != "new":
+                raise UsageError("a CameraWatcher starts once; make a new one")
+            for post in self._posts.values():
+                post.lane.recent.open()
+            self._state = "running"
+            for post in self._posts.values():
+                post.reader.start()
+            self._turns.start()
+        for sink in self._hub.sinks:
+            bind = getattr(sink, "bind", None)
+            if bind is not None:
+                bind(self)
+        return self
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until every camera is a file that has ended, or until stopped; False when `timeout` came first."""
-        ...
+        left = deadline(3e7 if timeout is None else timeout)
+        while not self._over.wait(min(0.1, left())):
+            if self._state == "running" and all(post.finished for post in self._lanes):
+                return True
+            if left() == 0:
+                return False
+        return True
 
     def stop(self, timeout: float = 4.0) -> None:
-        """Legal in every state, also twice. Open alerts get an `end`, sinks hand on what they hold."""
+        """Legal in every state, also twice. Open alerts get an `end`, sinks hand on what they hold; what still runs
+        after `timeout` seconds is left to itself."""
+        left = deadline(timeout)
+        with self._lock:
+            if self._state == "stopped":
+                return
+            self._state, posts = "stopped", list(self._posts.values())
+        for post in posts:
+            post.close("the watcher was stopped")
+        readers = [threading.Thread(target=post.reader.stop, args=(left() / 2,), daemon=True) for post in posts]
+        for thread in readers:
+            thread.start()
+        self._turns.stop(left() / 2)
+        for thread in readers:
+            thread.join(left() / 2)
+        self._hub.close(left())
+        self._over.set()
 
-    def pause(self, camera_id: str) -> None: ...
+    def __enter__(self) -> CameraWatcher:
+        return self.start()
 
-    def resume(self, camera_id: str) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def pause(self, camera_id: str) -> None:
+        """Let a camera go until `resume`; its open alerts end."""
+        self._post(camera_id).pause()
+
+    def resume(self, camera_id: str) -> None:
+        """Watch a paused camera again."""
+        self._post(camera_id).resume()
 
     def add(self, camera: Camera) -> None:
-        """UsageError if there is one with this id."""
+        """Watch one more. UsageError if there is one with this id, or no room for its window."""
+        with self._lock:
+            if camera.id in self._posts:
+                raise UsageError(f"there is a camera {camera.id} already; remove it first or use another id")
+            post = self._new_post(camera)
+            self._posts[camera.id] = post  # holds the id while memory is taken
+        try:
+            if self._state == "running":
+                self._in_turn(post.lane.recent.open)
+                post.reader.start()
+        except BaseException:
+            with self._lock:
+                del self._posts[camera.id]
+            raise
+        with self._lock:
+            self._lanes = (*self._lanes, post)
 
     def remove(self, camera_id: str) -> None:
-        """UsageError if there is none with this id; its open alerts end."""
+        """Watch it no more; its open alerts end. UsageError if there is none with this id."""
+        post = self._post(camera_id)
+        with self._lock:
+            self._posts.pop(camera_id, None)
+            self._lanes = tuple(other for other in self._lanes if other is not post)
+        post.close("the camera was removed")
+        threading.Thread(target=post.reader.stop, daemon=True).start()
 
-    def add_rule(self, rule: Rule) -> None: ...
+    def add_rule(self, rule: Rule) -> None:
+        """Ask one more question of every window. UsageError if there is one with this id."""
+        with self._lock:
+            for known in [self._rules, *({own.id: own for own in post.camera.rules} for post in self._posts.values())]:
+                if rule.id in known:
+                    raise UsageError(f"there is a rule {rule.id} already; remove it first or use another id")
+            for name in rule.cameras:
+                self._post(name)
+            self._rules = {**self._rules, rule.id: rule}
 
-    def remove_rule(self, rule_id: str) -> None: ...
+    def remove_rule(self, rule_id: str) -> None:
+        """Ask it no more; its open alerts end. UsageError if there is none with this id."""
+        with self._lock:
+            if rule_id not in self._rules:
+                raise UsageError(f"there is no rule {rule_id}; use one of: {', '.join(self._rules) or 'none is set'}")
+            self._rules = {name: rule for name, rule in self._rules.items() if name != rule_id}
+            posts = list(self._posts.values())
+        for post in posts:
+            post.lane.alerts.close("the rule was removed", rule_id)
 
     @property
-    def cameras(self) -> dict[str, Camera]: ...  # type: ignore[empty-body]
+    def cameras(self) -> dict[str, Camera]:
+        """By id."""
+        with self._lock:
+            return {name: post.camera for name, post in self._posts.items()}
 
     @property
-    def rules(self) -> dict[str, Rule]: ...  # type: ignore[empty-body]
+    def rules(self) -> dict[str, Rule]:
+        """By id, without those that a camera brought along."""
+        return self._rules
 
-    def ask(
-        self,
-        camera_id: str,
-        question: str,
-        last_s: float | None = None,
-        sampling: Sampling = SAMPLING,
-        timeout: float | None = None,
-    ) -> Answer:
-        """Ask about the window of a camera, or its `last_s` seconds, which must fit in it."""
-        ...
+    @property
+    def events(self) -> EventRing:
+        """The latest events; `events.since(last_id, timeout)` is for streams that resume."""
+        return self._hub.events
 
-    def ask_stream(
-        self, camera_id: str, question: str, last_s: float | None = None, sampling: Sampling = SAMPLING
-    ) -> Iterator[Piece]:
-        """The same piece by piece. Raises at once: UsageError, BusyError, StaleError."""
-        ...
-
-    def window(self, camera_id: str) -> Window | None:
-        """The times of the oldest and newest frame that a question would be about."""
-
-    def generate(
-        self,
-        prompt: str,
-        video: Source | None = None,
-        image: Source | None = None,
-        compression: Compression = COMPRESSION,
-        sampling: Sampling = SAMPLING,
-        clip: Clip = CLIP,
-        timeout: float | None = None,
-    ) -> Reply:
-        """As VideoLLM.generate, on the model thread, in the same line as `ask`; BusyError when it is full,
-        BusyError too when `timeout` seconds passed before the answer was whole."""
-        ...
-
-    def generate_stream(
-        self,
-        prompt: str,
-        video: Source | None = None,
-        image: Source | None = None,
-        compression: Compression = COMPRESSION,
-        sampling: Sampling = SAMPLING,
-        clip: Clip = CLIP,
-    ) -> Iterator[Piece]:
-        """As VideoLLM.stream. BusyError is raised here, at once; what fails later, by the iterator."""
-        ...
-
-    def snapshot(self, camera_id: str) -> Any:
-        """The newest Frame of a camera, None before the first."""
+    def snapshot(self, camera_id: str) -> Frame | None:
+        """The newest frame of a camera that the model was given, None before the first."""
+        return self._post(camera_id).snapshot()
 
     def status(self) -> dict[str, Any]:
-        """Numbers for metrics and health; ids, no URIs with passwords:
+        """Numbers for metrics and health; ids, and no URI with a password:
 
         {"state": "new|running|stopped", "ready": bool, "reasons": [str], "model": str, "backend": str,
          "questions": {"waiting": int, "answered": int, "refused": int, "failed": int},
          "failures": int, "failures_in_a_row": int,
          "events": {"alert/confirmed": int, ...}, "seconds": {stage: {"count": int, "sum": float}},
-         "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "frames", "dropped_frames": {reason: n},
-             "reconnects": {reason: n}, "windows", "dropped_windows": {reason: n}, "failed_windows",
-             "last_frame_time" (UTC), "last_frame_age_s", "answer_age_s", "frames_gated", "vision_tokens_in",
-             "vision_tokens_kept", "memory_frames", "kv_bytes", "text", "text_time",
-             "alerts": {rule_id: {"on": bool, "score": float | None, "verdict": str | None, "since": float | None}}}},
-         "sinks": [{"name", "queued", "delivered", "dropped", "failures", "error"}]}"""
-        ...
+         "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "decoded_frames",
+             "dropped_frames": {reason: n}, "reconnects": {reason: n}, "last_frame_age_s", "frames" (given to the
+             model), "windows", "dropped_windows": {reason: n}, "failures", "vision_tokens_in", "vision_tokens_kept",
+             "memory_frames", "kv_bytes", "answer_age_s", "last_frame_time" (UTC), "text", "text_time",
+             "alerts": {rule_id: {"on": bool, "score", "verdict", "since", "suppressed"}}}},
+         "sinks": [{"name", "queued", "delivered", "dropped", "failures", "error"}]}
+        """
+        with self._lock:
+            posts = dict(self._posts)
+        turns, reasons = self._turns, self._unready()
+        return {
+            "state": self._state,
+            "ready": not reasons,
+            "reasons": reasons,
+            "model": self._hub.model,
+            "backend": self._hub.backend,
+            "questions": {
+                "waiting": turns.waiting,
+                "answered": turns.answered,
+                "refused": turns.refused,
+                "failed": turns.failed,
+            },
+            "failures": self._hub.failures,
+            "failures_in_a_row": self._hub.failures_in_a_row,
+            "cameras": {name: post.status() for name, post in posts.items()},
+            **self._hub.numbers(),
+        }
+
+    def _unready(self) -> list[str]:
+        """Why nothing should be expected of it, empty if all is well. A camera that is away is no reason."""
+        if self._state != "running":
+            return [f"the watcher is {self._state}"]
+        reasons = [] if self._turns.alive else ["the model's thread has ended"]
+        if self._hub.failing:
+            reasons.append(f"the model failed {self._hub.failures_in_a_row} times in a row: {self._hub.last_failure}")
+        since = self._turns.busy_since
+        if since is not None and self._clock.monotonic() - since > STUCK_S:
+            reasons.append(f"the model has been at one thing for {self._clock.monotonic() - since:.0f} s")
+        return reasons
+
+    def _new_post(self, camera: Camera) -> Post:
+        def rules() -> list[Rule]:
+            shared = [rule for rule in self._rules.values() if not rule.cameras or camera.id in rule.cameras]
+            return [*camera.rules, *shared]
+
+        twice = [rule.id for rule in camera.rules if rule.id in self._rules]
+        if twice:
+            raise UsageError(f"rule {twice[0]} of camera {camera.id} is there already; use another id")
+        hub, turns = self._hub, self._turns
+        return Post(camera, self._llm, hub, rules, self._compression, turns.hurry, self._reading, self._make_reader)
+
+    def _post(self, camera_id: str) -> Post:
+        with self._lock:
+            post = self._posts.get(camera_id)
+            known = ", ".join(self._posts) or "there is none"
+        if post is None:
+            raise UsageError(f"there is no camera {camera_id}; use one of: {known}")
+        return post
+
+    def _question(self, start: Callable[[], Iterator[Piece]]) -> Question:
+        if self._state == "new":
+            raise UsageError("the watcher was not started; call start() before asking")
+        return self._turns.submit(Question(start))
+
+    def _in_turn(self, function: Callable[[], object]) -> None:
+        """Call a function in the model's thread, in line with the questions."""
+
+        def run() -> Iterator[Piece]:
+            function()
+            yield from ()
+
+        for _ in self._question(run).pieces():
+            raise EngineError("a function that gives no pieces gave one")

@@ -1,0 +1,91 @@
+"""The alerts of one camera: a state a rule, and an event for every change. Safe for any thread."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from dycoke_edge.config import Rule
+from dycoke_edge.runtime.camera.events import TimeSource
+from dycoke_edge.runtime.camera.hub import Hub
+from dycoke_edge.runtime.camera.look import Look
+from dycoke_edge.runtime.camera.rules import AlertState, Change
+
+
+class Alerts:
+    """Whoever ends them (a stop, a pause) and whoever scores them (the model thread) never mix up an alert's order."""
+
+    def __init__(self, camera: str, hub: Hub) -> None:
+        self._camera, self._hub = camera, hub
+        self._states: dict[str, AlertState] = {}
+        self._time = 0.0  # of the newest window, in the stream's own seconds
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def window(self, rule: Rule, score: float | None, look: Look, time_source: TimeSource) -> None:
+        """Take a rule's score for a window in, and report what it changed."""
+        with self._lock:
+            if self._closed:
+                return
+            state = self._states.get(rule.id)
+            if state is None or state.rule != rule:
+                self._states[rule.id] = state = AlertState(rule, self._hub.new_id)
+            self._time = look.end
+            change = state.window(score, look.end, look.window)
+            if change is not None:
+                fields = {
+                    "time_source": time_source,
+                    "frames": look.frames,
+                    "vision_tokens_in": look.tokens_in,
+                    "vision_tokens_kept": look.tokens_kept,
+                    "latency_ms": dict(look.latency_ms),
+                    "dropped_windows": look.dropped,
+                }
+                self._report(rule, change, fields)
+
+    def close(self, reason: str, rule_id: str | None = None, for_good: bool = False) -> None:
+        """End what is open, of one rule or of all. `for_good`: and let nothing begin any more."""
+        with self._lock:
+            self._closed = self._closed or for_good
+            for state in list(self._states.values()):
+                if rule_id in (None, state.rule.id):
+                    change = state.close(self._time, self._hub.clock.time(), reason)
+                    if change is not None:
+                        self._report(state.rule, change, {})
+            if rule_id is not None:
+                self._states.pop(rule_id, None)
+
+    @property
+    def any_open(self) -> bool:
+        """An alert is open."""
+        return any(state.on for state in list(self._states.values()))
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """By rule."""
+        return {
+            name: {
+                "on": state.on,
+                "score": state.score,
+                "verdict": state.verdict,
+                "since": state.since,
+                "suppressed": state.suppressed,
+            }
+            for name, state in list(self._states.items())
+        }
+
+    def _report(self, rule: Rule, change: Change, fields: dict[str, Any]) -> None:
+        self._hub.emit(
+            "alert",
+            change.phase,
+            self._camera,
+            alert_id=change.alert_id,
+            rule_id=rule.id,
+            alert_type=rule.alert_type,
+            severity=rule.severity,
+            verdict=change.verdict,
+            score=change.score,
+            start_time=change.start_time,
+            end_time=change.end_time,
+            reason=change.reason,
+            **fields,
+        )

@@ -1,0 +1,96 @@
+"""Where events are made and handed out, and where a watcher's numbers are kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from dycoke_edge.runtime.camera.clock import Clock
+from dycoke_edge.runtime.camera.events import Event, EventRing, EventType, Phase, Sink, Ulids
+from dycoke_edge.runtime.camera.redact import redact
+
+UNREADY_AFTER = 3  # failures of the model in a row
+
+
+class Hub:
+    """Stamps events and gives them to every sink in the same order. Safe for any thread."""
+
+    def __init__(self, model: str, backend: str, sinks: Sequence[Sink], clock: Clock, ring: int = 1000) -> None:
+        self.model, self.backend, self.clock = model, backend, clock
+        self.sinks = tuple(sinks)
+        self.events = EventRing(ring)
+        self.new_id = Ulids(clock.time)
+        self.failures = 0
+        self.failures_in_a_row = 0
+        self.last_failure: str | None = None
+        self._counts: Counter[str] = Counter()
+        self._seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])  # stage -> count, sum
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def emit(self, type: EventType, phase: Phase, camera: str, **fields: Any) -> None:
+        """Make an event of `fields` of Event; after `close` nothing happens."""
+        with self._lock:
+            if self._closed:
+                return
+            event = Event(
+                type, phase, camera, self.new_id(), self.clock.time(), model=self.model, backend=self.backend, **fields
+            )
+            self._counts[f"{type}/{event.verdict or event.state or 'none'}"] += 1
+            self.events.add(event)
+            for sink in self.sinks:
+                sink(event)
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Count the time that a stage took."""
+        with self._lock:
+            entry = self._seconds[stage]
+            entry[0] += 1
+            entry[1] += seconds
+
+    def worked(self) -> None:
+        """The model did what it was asked."""
+        self.failures_in_a_row = 0
+
+    def failed(self, error: BaseException) -> str:
+        """The model failed; returns a line that says why."""
+        self.failures += 1
+        self.failures_in_a_row += 1
+        self.last_failure = line(error)
+        return self.last_failure
+
+    @property
+    def failing(self) -> bool:
+        """The model failed again and again."""
+        return self.failures_in_a_row >= UNREADY_AFTER
+
+    def close(self, timeout: float) -> None:
+        """No event after this one; sinks hand on what they hold, all of them at once, for `timeout` seconds."""
+        with self._lock:
+            self._closed = True
+        closing = [threading.Thread(target=sink.close, args=(timeout,), daemon=True) for sink in self.sinks]
+        for thread in closing:
+            thread.start()
+        end = self.clock.monotonic() + timeout
+        for thread in closing:
+            thread.join(max(0.0, end - self.clock.monotonic()))
+
+    def numbers(self) -> dict[str, Any]:
+        """Counts for `status`."""
+        with self._lock:
+            counts = dict(self._counts)
+            seconds = {stage: {"count": int(n), "sum": total} for stage, (n, total) in self._seconds.items()}
+        return {"events": counts, "seconds": seconds, "sinks": [_status(sink) for sink in self.sinks]}
+
+
+def line(error: BaseException) -> str:
+    """An error as one short line without credentials."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return redact(text)[:500]
+
+
+def _status(sink: Sink) -> dict[str, Any]:
+    own = getattr(sink, "status", None)
+    return dict(own()) if callable(own) else {"name": type(sink).__name__}

@@ -1,0 +1,296 @@
+"""A camera's lane: from its frames to windows, from windows to scores, answers and events, one unit of work at a time.
+
+All of it runs in the thread that owns the model, except where a method says otherwise. It starts no thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dycoke_edge.config import Camera, Compression, Rule, Sampling
+from dycoke_edge.errors import UsageError
+from dycoke_edge.runtime.camera.alerts import Alerts
+from dycoke_edge.runtime.camera.answers import WatchResult
+from dycoke_edge.runtime.camera.events import TimeSource
+from dycoke_edge.runtime.camera.frame import Frame
+from dycoke_edge.runtime.camera.hub import Hub
+from dycoke_edge.runtime.camera.look import Look, look_at
+from dycoke_edge.runtime.camera.model import Model
+from dycoke_edge.runtime.camera.recent import Recent
+from dycoke_edge.runtime.camera.status import CameraStatus
+from dycoke_edge.runtime.reply import Piece
+
+
+class Reader(Protocol):
+    """What a lane needs of a CameraReader."""
+
+    def take(self, timeout: float = 0.0) -> Frame | None: ...
+
+    @property
+    def ended(self) -> bool: ...
+
+    def status(self) -> CameraStatus: ...
+
+
+@dataclass
+class Counts:
+    """What a lane did so far."""
+
+    frames: int = 0  # given to the model
+    windows: int = 0  # looked at
+    failures: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)  # windows: slow, asked, failed, segment, no_frames
+    tokens_in: int = 0
+    tokens_kept: int = 0
+    text: str = ""
+    text_time: float | None = None  # UTC
+    answer_age: float | None = None  # seconds from a window's newest frame to the last of its answers
+
+
+class Lane:
+    """One camera. `rules` is asked at every window; `hurry` says that an answer should be cut short."""
+
+    def __init__(
+        self,
+        camera: Camera,
+        reader: Reader,
+        llm: Model,
+        hub: Hub,
+        rules: Callable[[], Sequence[Rule]],
+        compression: Compression = Compression(),  # noqa: B008 - frozen
+        hurry: Callable[[bool], bool] = lambda again: False,
+        on_result: Callable[[WatchResult], None] = lambda result: None,
+    ) -> None:
+        self.camera, self.reader = camera, reader
+        self.counts = Counts()
+        self.alerts = Alerts(camera.id, hub)
+        self.recent = Recent(camera, llm, compression, hub.clock)
+        self.finished = False
+        self._hub, self._rules, self._hurry, self._on_result = hub, rules, hurry, on_result
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._passed = 0  # windows dropped since the last look
+        self._overrun = 0  # frames that the reader had dropped when a window was last due
+        self._hurried = False  # the last answer was cut short for a question
+        self._forget = False
+        self._reported = -math.inf
+
+    def work(self) -> bool:
+        """One unit of work, False if there was none. A failure costs the window and is an event."""
+        try:
+            return self.unit()
+        except Exception as error:  # one camera's trouble is not the others'
+            self._failed(error)
+            return True
+
+    def unit(self) -> bool:
+        """As `work`, but raises what the model raises."""
+        if self._forget:
+            self._forget = False
+            self._tasks.clear()
+            self.recent.forget()
+        if self.finished:
+            return False
+        if self._tasks:
+            self._tasks.popleft()()
+            return True
+        frame = self.reader.take()
+        if frame is None:
+            return self._idle()
+        self._push(frame)
+        return True
+
+    def forget(self) -> None:
+        """Begin with an empty window at the next unit. For any thread."""
+        self._forget = True
+
+    def ask(self, question: str, last_s: float | None, sampling: Sampling) -> Iterator[Piece]:
+        """Answer about the window; raises StaleError when there is no recent video."""
+        self.check_fresh()
+        return self.recent.ask(question, last_s, sampling)
+
+    def check_fresh(self) -> None:
+        """Raise StaleError when there is no recent video. For any thread."""
+        self.recent.check_fresh(self.reader.status().state)
+
+    @property
+    def lossless(self) -> bool:
+        """Every frame is looked at, however long it takes: a file that is not played in real time."""
+        info = self.reader.status().info
+        return info is not None and not info.live
+
+    @property
+    def _time_source(self) -> TimeSource:
+        return "pts" if self.lossless else "receive"
+
+    def _push(self, frame: Frame) -> None:
+        began = self._now()
+        due, lost = self.recent.push(frame, self.lossless)
+        self._hub.took("push", self._now() - began)
+        self._hub.worked()
+        newest = self.recent.view.newest
+        assert newest is not None
+        self.counts.frames += 1
+        self.counts.tokens_in += newest.tokens_in
+        self.counts.tokens_kept += newest.tokens_kept
+        self.counts.dropped["segment"] += lost
+        if due:
+            self._missed(due - 1)
+        waiting = self.recent.schedule.waiting
+        if waiting and (self.lossless or waiting > 1):  # live: the newest window wins, but not without end
+            self._look()
+
+    def _missed(self, windows: int) -> None:
+        """Windows in which no frame came: the model was slow if the reader had to drop frames meanwhile."""
+        overrun = self.reader.status().dropped.get("overrun", 0)
+        if windows and overrun > self._overrun:
+            self.counts.dropped["slow"] += windows
+            self._passed += windows
+        else:
+            self.counts.dropped["no_frames"] += windows
+        self._overrun = overrun
+
+    def _idle(self) -> bool:
+        """No frame waits: look at the newest window, or end."""
+        if self.recent.schedule.waiting:
+            self._look()
+            return True
+        if self.reader.ended:
+            if self.recent.schedule.fresh and len(self.recent.view):
+                self._look()  # what is left of a file
+                return True
+            self.finished = True
+            self.alerts.close("the video ended")
+            return True
+        newest = self.recent.view.newest
+        if newest and self.alerts.any_open and self._now() - newest.came > self.camera.stale_s and not self.lossless:
+            self.alerts.close("no recent video")
+        return False
+
+    def _look(self) -> None:
+        passed = self.recent.schedule.take()
+        self.counts.dropped["slow"] += passed
+        look = look_at(self.recent.view, self._passed + passed)
+        self._passed = 0
+        self.counts.windows += 1
+        for rule in self._rules():
+            self._tasks.append(lambda rule=rule: self._score(rule, look))  # type: ignore[misc]
+        if self.camera.prompt is not None:
+            self._tasks.append(lambda: self._answer(look))
+        self._tasks.append(lambda: self._done(look))
+
+    def _score(self, rule: Rule, look: Look) -> None:
+        began = self._now()
+        score = probability(self.recent.live.score(rule.prompt))
+        self._took(look, "score", began)
+        if score is not None:
+            look.scores[rule.id] = score
+        self.alerts.window(rule, score, look, self._time_source)
+
+    def _answer(self, look: Look) -> None:
+        """Answer the camera's own prompt; a question that waits cuts it short, but not twice in a row."""
+        assert self.camera.prompt is not None
+        began, parts = self._now(), list[str]()
+        pieces = self.recent.live.ask(self.camera.prompt, Sampling(max_new_tokens=self.camera.max_new_tokens))
+        for piece in pieces:
+            parts.append(piece.text)
+            if self._hurry(self._hurried):
+                pieces.close()  # type: ignore[attr-defined]
+                self._hurried = True
+                self.counts.dropped["asked"] += 1
+                self._passed += 1
+                return
+        self._hurried = False
+        self._took(look, "answer", began)
+        look.text = "".join(parts)
+        self.counts.text, self.counts.text_time = look.text, look.window[1]
+        self._emit_description(look)
+
+    def _done(self, look: Look) -> None:
+        age = self._now() - look.came
+        self.counts.answer_age = age
+        self._hub.took("answer_age", age)
+        self._on_result(
+            WatchResult(
+                look.text,
+                *((look.start, look.end) if self.lossless else look.window),
+                look.frames,
+                look.tokens_in,
+                look.tokens_kept,
+                look.dropped,
+                look.scores,
+                look.latency_ms,
+            )
+        )
+
+    def _emit_description(self, look: Look) -> None:
+        self._hub.emit(
+            "description",
+            "new",
+            self.camera.id,
+            start_time=look.window[0],
+            end_time=look.window[1],
+            time_source=self._time_source,
+            text=look.text,
+            frames=look.frames,
+            vision_tokens_in=look.tokens_in,
+            vision_tokens_kept=look.tokens_kept,
+            latency_ms=dict(look.latency_ms),
+            dropped_windows=look.dropped,
+        )
+
+    def _failed(self, error: Exception) -> None:
+        """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
+        self._tasks.clear()
+        self.counts.failures += 1
+        self.counts.dropped["failed"] += 1
+        self._passed += 1
+        reason = self._hub.failed(error)
+        if not isinstance(error, UsageError):
+            try:
+                self.recent.forget()
+            except Exception as more:
+                reason = f"{reason}; and then {self._hub.failed(more)}"
+        if self._now() - self._reported >= self.camera.every_s:
+            self._reported = self._now()
+            self._hub.emit("error", "new", self.camera.id, reason=reason)
+
+    def _took(self, look: Look, stage: str, began: float) -> None:
+        seconds = self._now() - began
+        look.took(stage, seconds)
+        self._hub.took(stage, seconds)
+        self._hub.worked()
+
+    def _now(self) -> float:
+        return self._hub.clock.monotonic()
+
+
+def probability(scores: dict[str, float]) -> float | None:
+    """The probability of yes among yes and no; None where the model gave neither one."""
+    yes, no = scores.get("yes", math.nan), scores.get("no", math.nan)
+    if not (math.isfinite(yes) and math.isfinite(no) and yes + no > 0):
+        return None
+    return yes / (yes + no)
+
+
+def numbers(lane: Lane) -> dict[str, Any]:
+    """A lane's part of `CameraWatcher.status`."""
+    counts, newest = lane.counts, lane.recent.view.newest
+    return {
+        "frames": counts.frames,
+        "windows": counts.windows,
+        "dropped_windows": {reason: count for reason, count in counts.dropped.items() if count},
+        "failures": counts.failures,
+        "vision_tokens_in": counts.tokens_in,
+        "vision_tokens_kept": counts.tokens_kept,
+        "memory_frames": len(lane.recent.view),
+        "kv_bytes": lane.recent.nbytes,
+        "answer_age_s": counts.answer_age,
+        "last_frame_time": newest.utc if newest else None,
+        "text": counts.text,
+        "text_time": counts.text_time,
+        "alerts": lane.alerts.status(),
+    }

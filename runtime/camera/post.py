@@ -1,0 +1,111 @@
+"""A camera's post: its reader in one hand, its lane in the other; switched on and off from any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dycoke_edge.config import Camera, Compression, ReaderSpec, Rule
+from dycoke_edge.runtime.camera.frame import Frame
+from dycoke_edge.runtime.camera.hub import Hub
+from dycoke_edge.runtime.camera.lane import Lane, numbers
+from dycoke_edge.runtime.camera.reader import CameraReader
+from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.runtime.camera.status import CameraStatus
+from dycoke_edge.runtime.pipeline import VideoLLM
+
+MOST_WAITING = 64  # frames that wait for the model, however long a window is
+
+
+class Post:
+    """One camera of a watcher. `work` and the lane belong to the model's thread."""
+
+    def __init__(
+        self,
+        camera: Camera,
+        llm: VideoLLM,
+        hub: Hub,
+        rules: Callable[[], Sequence[Rule]],
+        compression: Compression,
+        hurry: Callable[[bool], bool],
+        reading: ReaderSpec,
+        make_reader: Callable[..., CameraReader] = CameraReader,
+    ) -> None:
+        spec = replace(
+            reading,
+            size=llm.bundle.model.image_size,
+            fps=camera.fps,
+            buffer=min(camera.num_frames, MOST_WAITING),
+            realtime=camera.realtime,
+        )
+        self.camera, self._hub = camera, hub
+        self.reader = make_reader(camera.id, camera.uri, spec, self._changed, hub.clock)
+        self.lane = Lane(camera, self.reader, llm, hub, rules, compression, hurry)
+        self.enabled = True
+        self._state = ""
+        self._lock = threading.Lock()
+
+    def work(self) -> bool:
+        """The lane's next unit of work, unless switched off."""
+        return self.enabled and self.lane.work()
+
+    @property
+    def finished(self) -> bool:
+        """Its video has ended and all of it was looked at."""
+        return self.lane.finished
+
+    def pause(self) -> None:
+        """Let the camera go; open alerts end. Does not wait for it."""
+        if self.enabled:
+            self.enabled = False
+            self.lane.alerts.close("the camera was paused")
+            self._say("disabled", None)
+            threading.Thread(target=self.reader.stop, daemon=True).start()
+
+    def resume(self) -> None:
+        """Read on, from an empty window. Waits for a pause that is not over yet."""
+        if not self.enabled:
+            self.reader.stop()
+            self.lane.forget()
+            self.lane.finished = False
+            self.enabled = True
+            self.reader.start()
+
+    def close(self, reason: str) -> None:
+        """End open alerts for good."""
+        self.lane.alerts.close(reason, for_good=True)
+
+    def snapshot(self) -> Frame | None:
+        """The newest frame that was given to the model."""
+        newest = self.lane.recent.view.newest
+        return newest.frame if newest else None
+
+    def status(self) -> dict[str, Any]:
+        """This camera's part of `CameraWatcher.status`."""
+        reader, now = self.reader.status(), self._hub.clock.monotonic()
+        last = reader.last_frame_monotonic
+        return {
+            "state": reader.state if self.enabled else "disabled",
+            "since": reader.since,
+            "uri": redact(str(self.camera.uri)),
+            "error": reader.error,
+            "fps": self.camera.fps,
+            "decoded_frames": reader.frames,
+            "dropped_frames": dict(reader.dropped),
+            "reconnects": dict(reader.reconnects),
+            "last_frame_age_s": None if last is None else now - last,
+            **numbers(self.lane),
+        }
+
+    def _changed(self, status: CameraStatus) -> None:
+        if self.enabled:
+            self._say(status.state, status.error)
+
+    def _say(self, state: str, reason: str | None) -> None:
+        with self._lock:
+            if state == self._state:
+                return
+            self._state = state
+        self._hub.emit("status", "new", self.camera.id, state=state, reason=reason)

@@ -1,0 +1,97 @@
+"""Events as signed HTTP POSTs, with CloudEvents headers."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+from time import time
+from urllib.parse import urlsplit
+
+from dycoke_edge.errors import UsageError
+from dycoke_edge.runtime.camera.events import Event, rfc3339
+from dycoke_edge.runtime.sinks.bounded import BoundedSink, Transient
+
+TIMEOUT_S = 10.0
+
+
+class Refused(Exception):
+    """The receiver will not take this event, now or later."""
+
+
+class WebhookSink(BoundedSink):
+    """POSTs every event to `url` as JSON.
+
+    The CloudEvents attributes are `ce-` headers; `Idempotency-Key` is the event's id. With a `secret`,
+    `X-Dycoke-Signature` is "sha256=" and the HMAC-SHA256 in hex of "<X-Dycoke-Timestamp>.<body>". Tried again after
+    429, 5xx and when there is no connection; any other status loses the event. Redirects are not followed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        secret: str | None = None,
+        verify_tls: bool = True,
+        capacity: int = 1000,
+        attempts: int = 10,
+        backoff: tuple[float, float] = (1.0, 60.0),
+        utc: Callable[[], float] = time,
+    ) -> None:
+        try:
+            import urllib3
+        except ImportError:
+            raise UsageError("webhooks need urllib3: pip install 'dycoke-edge[serve]'") from None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError("url of a webhook must be http:// or https:// with a host, e.g. https://host/hook")
+        super().__init__(f"webhook {parts.hostname}", capacity, attempts, backoff)
+        self._url, self._secret, self._utc = url, secret, utc
+        self._http = urllib3.PoolManager(
+            1, cert_reqs="CERT_REQUIRED" if verify_tls else "CERT_NONE", timeout=urllib3.Timeout(total=TIMEOUT_S)
+        )
+        self._errors = urllib3.exceptions.HTTPError
+
+    def deliver(self, event: Event) -> None:
+        """One POST; Transient on 429, 5xx and without a connection, Refused on any other status that is not 2xx."""
+        body = event.to_json().encode()
+        try:
+            response = self._http.request(
+                "POST", self._url, body=body, headers=self._headers(event, body), retries=False, redirect=False
+            )
+        except self._errors as error:
+            raise Transient(f"no answer ({type(error).__name__})") from None  # its text has the URL
+        if response.status == 429 or response.status >= 500:
+            raise Transient(f"HTTP {response.status}", _seconds(response.headers.get("Retry-After")))
+        if not 200 <= response.status < 300:
+            raise Refused(f"HTTP {response.status}")
+
+    def finish(self) -> None:
+        """Close the connection."""
+        self._http.clear()
+
+    def _headers(self, event: Event, body: bytes) -> dict[str, str]:
+        now = self._utc()
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "dycoke-edge",
+            "Idempotency-Key": event.id,
+            "ce-specversion": "1.0",
+            "ce-id": event.id,
+            "ce-source": f"/dycoke/{event.camera}",
+            "ce-type": f"dycoke.{event.type}.{event.phase}",
+            "ce-time": str(rfc3339(event.time)),
+        }
+        if self._secret:
+            stamp = str(int(now))
+            headers |= {"X-Dycoke-Timestamp": stamp, "X-Dycoke-Signature": sign(self._secret, stamp, body)}
+        return headers
+
+
+def sign(secret: str, timestamp: str, body: bytes) -> str:
+    """What a receiver computes to check a request, and compares in constant time."""
+    return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in seconds; the date form is left to the backoff."""
+    return float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None

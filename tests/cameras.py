@@ -1,0 +1,238 @@
+"""Stand-ins for what a watcher meets: a clock that tests move, a model that costs what they say, cameras on that clock."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge import CameraWatcher, VideoLLM
+from dycoke_edge.config import ReaderSpec, Sampling
+from dycoke_edge.runtime.camera.frame import Frame, SourceInfo
+from dycoke_edge.runtime.camera.status import CameraStatus, State
+from dycoke_edge.runtime.reply import Piece, Reply
+from dycoke_edge.runtime.stats import Stats
+
+SIZE = 8
+
+
+class FakeClock:
+    """Stands still until it is moved."""
+
+    def __init__(self, monotonic: float = 1000.0, utc: float = 1_790_000_000.0) -> None:
+        self.now, self.offset = monotonic, utc - monotonic
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now + self.offset
+
+    def sleep(self, seconds: float, wake: threading.Event) -> bool:
+        self.now += seconds
+        return wake.is_set()
+
+
+@dataclass
+class Cost:
+    """Seconds of the fake clock."""
+
+    push: float = 0.0
+    score: float = 0.0
+    piece: float = 0.0
+
+
+@dataclass(frozen=True)
+class FakePushed:
+    tokens_in: int = 4
+    tokens_kept: int = 2
+
+
+@dataclass
+class FakeLive:
+    """Remembers times; says what `llm.says` says."""
+
+    llm: FakeLLM
+    memory: int
+    times: deque[float] = field(default_factory=deque)
+    cleared: int = 0
+    nbytes: int = 100
+
+    def push(self, image: NDArray[np.uint8], time: float | None = None) -> FakePushed:
+        self.llm.spend("push")
+        assert image.shape == (SIZE, SIZE, 3) and time is not None
+        self.times.append(time)
+        while len(self.times) > self.memory:
+            self.times.popleft()
+        return FakePushed()
+
+    def forget_before(self, time: float) -> int:
+        before = len(self.times)
+        while self.times and self.times[0] < time:
+            self.times.popleft()
+        return before - len(self.times)
+
+    def clear(self) -> None:
+        self.times.clear()
+        self.cleared += 1
+
+    def ask(self, prompt: str, sampling: Sampling = Sampling()) -> Iterator[Piece]:  # noqa: B008
+        return self.llm.speak(prompt, list(self.times))
+
+    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
+        self.llm.spend("score")
+        self.llm.scored.append((prompt, tuple(self.times)))
+        yes = self.llm.yes(prompt, list(self.times))
+        return {"yes": yes, "no": 1 - yes}
+
+
+class FakeLLM:
+    """A VideoLLM that costs time on the fake clock. `yes` gives the probability for a question about frame times."""
+
+    def __init__(self, clock: FakeClock | None = None, cost: Cost = Cost()) -> None:  # noqa: B008
+        self.clock, self.cost = clock or FakeClock(), cost
+        self.bundle = SimpleNamespace(path=Path("fake"), model=SimpleNamespace(image_size=SIZE))
+        self.spec = SimpleNamespace(provider="cpu")
+        self.lives = list[FakeLive]()
+        self.scored = list[tuple[str, tuple[float, ...]]]()
+        self.calls = list[str]()
+        self.threads = set[int]()
+        self.yes: Callable[[str, list[float]], float] = lambda prompt, times: 0.0
+        self.words: Sequence[str] = ("a ", "gate")
+        self.fail: Callable[[str], None] = lambda call: None
+        self.before_piece: Callable[[], None] = lambda: None
+
+    def live(self, compression: object, spec: Any) -> FakeLive:
+        self.lives.append(FakeLive(self, spec.memory_frames))
+        return self.lives[-1]
+
+    def spend(self, call: str) -> None:
+        self.threads.add(threading.get_ident())
+        self.calls.append(call)
+        self.clock.now += getattr(self.cost, call)
+        self.fail(call)
+
+    def speak(self, prompt: str, times: list[float]) -> Iterator[Piece]:
+        self.calls.append(f"ask {prompt}")
+        stats = Stats(frames=len(times))
+        for number, word in enumerate(self.words):
+            self.before_piece()
+            self.spend("piece")
+            stats = replace(stats, new_tokens=number + 1)
+            yield Piece(word, number, stats)
+
+    def stream(self, prompt: str, video: Any = None, *more: object, **options: object) -> Iterator[Piece]:
+        return self.speak(f"stream {prompt}", [0.0] * (0 if video is None else len(video)))
+
+    def reply(self, pieces: Iterator[Piece], sampling: object) -> Reply:
+        found = list(pieces)
+        return Reply("".join(p.text for p in found), [p.token for p in found], "stop", found[-1].stats)
+
+    @property
+    def real(self) -> VideoLLM:
+        """For signatures."""
+        return cast(VideoLLM, self)
+
+
+class FakeReader:
+    """A camera that a test fills, or one that makes `fps` frames a second of the fake clock."""
+
+    def __init__(
+        self,
+        camera: str,
+        uri: object,
+        spec: ReaderSpec,
+        on_status: Callable[[CameraStatus], None],
+        clock: FakeClock,
+    ) -> None:
+        self.camera, self.spec, self.clock, self._on_status = camera, spec, clock, on_status
+        self.live = not str(uri).startswith("file")
+        self.waiting = deque[Frame]()
+        self.ended = False
+        self.dropped = 0
+        self.segment = 0
+        self.fps: float | None = None  # of its own accord
+        self.on = False
+        self.stops = 0
+        self._made = 0
+        self._next = clock.monotonic()
+        self._status = CameraStatus(camera, "connecting", 0.0, info=SourceInfo("fake", self.live, not self.live))
+
+    def start(self) -> FakeReader:
+        self.on, self.ended = True, False
+        self.say("online")
+        return self
+
+    def stop(self, timeout: float | None = None) -> bool:
+        self.on, self.ended = False, True
+        self.stops += 1
+        self.waiting.clear()
+        self.say("stopped")
+        return True
+
+    def say(self, state: State, error: str | None = None, code: Any = None) -> None:
+        self._status = replace(self.status(), state=state, error=error, code=code)
+        self._on_status(self._status)
+
+    def status(self) -> CameraStatus:
+        return replace(self._status, frames=self._made, dropped={"overrun": self.dropped})
+
+    def put(self, pts: float | None = None, late: float = 0.0) -> None:
+        """A frame that came `late` seconds ago."""
+        now = self.clock.monotonic() - late
+        image = np.zeros((SIZE, SIZE, 3), np.uint8)
+        utc = self.clock.time() - late
+        self.waiting.append(Frame(image, self._made, pts, utc, now, self.segment, self.camera))
+        self._made += 1
+        if self.live and len(self.waiting) > self.spec.buffer:
+            self.waiting.popleft()
+            self.dropped += 1
+
+    def take(self, timeout: float = 0.0) -> Frame | None:
+        if self.fps and self.on:
+            while self._next <= self.clock.monotonic():
+                self.put(late=self.clock.monotonic() - self._next)
+                self._next += 1 / self.fps
+        return self.waiting.popleft() if self.waiting else None
+
+
+class Readers:
+    """Makes readers for a watcher and hands them to the test."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, FakeReader] = {}
+
+    def __call__(self, camera: str, *more: Any) -> Any:
+        self.made[camera] = FakeReader(camera, *more)
+        return self.made[camera]
+
+    def __getitem__(self, camera: str) -> FakeReader:
+        return self.made[camera]
+
+
+def watcher(llm: FakeLLM, *cameras: Any, **options: Any) -> tuple[CameraWatcher, Readers]:
+    """A CameraWatcher on stand-ins that the test drives with `drive`; its model thread is never started."""
+    readers = Readers()
+    made = CameraWatcher(llm.real, cameras, clock=llm.clock, make_reader=readers, **options)
+    return made, readers
+
+
+def begin(made: CameraWatcher, readers: Readers) -> CameraWatcher:
+    """As `start`, without the model's thread: the test makes every step of it."""
+    made._turns.start = lambda: None  # type: ignore[method-assign]
+    return made.start()
+
+
+def drive(made: CameraWatcher, clock: FakeClock, seconds: float, tick: float = 0.05) -> None:
+    """Let the model's thread do what it would in so many seconds of the fake clock."""
+    end = clock.now + seconds
+    while clock.now < end:
+        if not made._turns.step():
+            clock.now += tick
