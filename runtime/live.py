@@ -117,7 +117,7 @@ class LiveVideo:
         """Forget all frames and give their memory back."""
         self.cut()
         self._frames.clear()
-        self.kv.reset(self._room.text)
+        self._decoder.clear(self._room.text)
         self._empty = True
 
     def forget_before(self, time: float) -> int:

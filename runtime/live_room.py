@@ -9,6 +9,8 @@ from dycoke_edge.contract import ModelSpec
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import UsageError
 
+SPARE = 4  # a fourth more positions than frames take: no row is re-based more than five times before it goes
+
 
 @dataclass(frozen=True)
 class Room:
@@ -27,23 +29,21 @@ def room(model: ModelSpec, compression: Compression, spec: LiveSpec, prefix: int
     _check(compression)
     per_frame, ratio = model.tokens_per_frame, compression.merge_ratio
     text = prefix + spec.max_question_tokens + spec.max_answer_tokens
-    needed = text + count_merged(spec.memory_frames, per_frame, ratio)
-    most = text + spec.memory_frames * per_frame
-    positions = most if compression.positions == "keep" else needed
-    asked = f"memory_frames={spec.memory_frames} (--memory-frames) at merge_ratio={ratio:g}"
+    merged, whole = count_merged(spec.memory_frames, per_frame, ratio), spec.memory_frames * per_frame
+    span = whole if compression.positions == "keep" else merged
+    most_span = max(0, model.max_positions - text) * SPARE // (SPARE + 1)
+    asked = f"memory_frames={spec.memory_frames} (--memory-frames) at merge_ratio={ratio:g} and {text} tokens of text"
     fewer = "fewer --memory-frames, --max-question-tokens or --max-answer-tokens"
-    if positions > model.max_positions:
+    if span > most_span:
+        needed = text + -(-span * (SPARE + 1) // SPARE)
+        raise UsageError(f"{asked} need {needed} positions, the model has {model.max_positions}; use {fewer}")
+    if text + merged > kv_capacity:
         raise UsageError(
-            f"{asked} and {text} tokens of text need {positions} positions, the model has {model.max_positions}; "
-            f"use {fewer}"
+            f"{asked} need {text + merged} KV rows, there are {kv_capacity} (--kv-capacity); "
+            f"use --kv-capacity {text + merged} or {fewer}"
         )
-    if needed > kv_capacity:
-        raise UsageError(
-            f"{asked} and {text} rows of text need {needed} KV rows, there are {kv_capacity} (--kv-capacity); "
-            f"use --kv-capacity {needed} or {fewer}"
-        )
-    rows = min(most, kv_capacity)
-    return Room(text, rows if compression.positions == "keep" else min(rows, model.max_positions))
+    rows = whole if compression.positions == "keep" else min(whole, most_span)
+    return Room(text, min(text + rows, kv_capacity))
 
 
 def _check(compression: Compression) -> None:

@@ -76,11 +76,15 @@ class Decoder:
 
     def begin(self, prefix: Ids, text_rows: int) -> None:
         """Forget everything, keep `text_rows` rows for text, prefix [P] included, and compute the prefix."""
-        self._request += 1
-        self.kv.reset(text_rows)
-        self.position = 0
+        self.clear(text_rows)
         self._text(prefix)
         self._prefix = self._oldest = self._newest = self.position
+
+    def clear(self, text_rows: int) -> None:
+        """Forget everything and give its memory back; keep `text_rows` rows for text. `begin` comes next."""
+        self._request += 1
+        self.kv.reset(text_rows)
+        self.position = self._prefix = self._oldest = self._newest = 0
 
     def see(self, visual: Array, positions: NDArray[np.int32], span: int) -> None:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
