@@ -12,8 +12,10 @@ PATIENT: frozenset[Code] = frozenset(("auth_failed", "not_found", "codec_unsuppo
 
 
 class SourceError(InputError):
-    """A stream that cannot be opened or read, or that ended. The text never holds credentials."""
+    """A stream that cannot be opened or read, or that ended. The text never holds credentials. `patient`: trying again
+    soon would not help."""
 
-    def __init__(self, code: Code, text: str) -> None:
+    def __init__(self, code: Code, text: str, patient: bool = True) -> None:
         super().__init__(redact(text))
         self.code: Code = code
+        self.patient = patient and code in PATIENT

@@ -7,16 +7,21 @@ from os import PathLike
 from typing import Protocol
 
 from dycoke_edge.config import ReaderSpec
+from dycoke_edge.runtime.camera.av_source import AvSource
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
+from dycoke_edge.runtime.camera.gst_source import GstSource
+from dycoke_edge.runtime.camera.pattern import PatternSource
+from dycoke_edge.runtime.camera.uri import parse_uri
 
-__all__ = ["Source", "SourceError", "open_source"]
+__all__ = ["SPEC", "Source", "SourceError", "open_source"]
+SPEC = ReaderSpec()
 
 
 class Source(Protocol):
     """Opened once, read once, closed. `open` and iteration raise SourceError. `interrupt` may be called from any
-    thread at any time, `close` from any thread after the reading one is done, both more than once."""
+    thread at any time, `close` after the reading one is done, both more than once."""
 
     tally: Tally
 
@@ -30,8 +35,14 @@ class Source(Protocol):
 
 
 def open_source(
-    uri: str | int | PathLike[str], spec: ReaderSpec = ReaderSpec(), source_id: str = "", clock: Clock = SYSTEM
+    uri: str | int | PathLike[str], spec: ReaderSpec = SPEC, source_id: str = "", clock: Clock = SYSTEM
 ) -> Source:
     """The source for a URI, not yet opened: rtsp rtsps file v4l2 csi test gst, a path, /dev/videoN or N. Frames come
-    scaled to `spec.size` and thinned to `spec.fps`. Raises UsageError for a URI that no source understands."""
-    raise NotImplementedError
+    scaled to `spec.size` and thinned to `spec.fps`. Raises UsageError for a URI that no source understands, for
+    gst:// without `spec.allow_gst`, and where GStreamer is needed and not there."""
+    address = parse_uri(uri)
+    if address.kind == "test":
+        return PatternSource(address, spec, source_id, clock)
+    if address.kind in ("gst", "csi"):
+        return GstSource(address, spec, source_id, clock)
+    return AvSource(address, spec, source_id, clock)

@@ -1,0 +1,75 @@
+"""An RTSP server for tests: one stream at /stream, from a file or a test picture, as a camera would send it.
+
+Runs with Debian's own Python, which has the bindings (`make services` installs them):
+
+    /usr/bin/python3 tests/servers/rtsp_server.py --file clip.mp4 --port 8554
+    /usr/bin/python3 tests/servers/rtsp_server.py --launch "videotestsrc is-live=true ! openh264enc ! h264parse"
+
+Prints the port once it listens. A .h264 or .h265 file plays for ever, at --fps; an .mp4 ends.
+"""
+
+import argparse
+
+import gi
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+
+
+def pipeline(args: argparse.Namespace) -> str:
+    pay = f"rtp{args.codec}pay name=pay0 pt=96"
+    if args.codec in ("h264", "h265"):
+        pay += " config-interval=-1"  # the parameter sets before every key frame, so that anybody can join
+    if args.launch:
+        return f"( {args.launch} ! {pay} )"
+    parse = f"{args.codec}parse"
+    if args.file.endswith(".mp4"):
+        return f'( filesrc location="{args.file}" ! qtdemux ! {parse} ! {pay} )'
+    caps = f"video/x-{args.codec},stream-format=byte-stream,framerate={args.fps}/1"
+    return f'( multifilesrc location="{args.file}" loop=true caps={caps} ! {parse} ! {pay} )'
+
+
+def guard(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFactory, user: str, password: str) -> None:
+    auth = GstRtspServer.RTSPAuth()
+    token = GstRtspServer.RTSPToken()
+    token.set_string("media.factory.role", "user")
+    auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
+    server.set_auth(auth)
+    rights = GstRtspServer.RTSPPermissions()
+    rights.add_permission_for_role("user", "media.factory.access", True)
+    rights.add_permission_for_role("user", "media.factory.construct", True)
+    factory.set_permissions(rights)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--file", default="")
+    parser.add_argument("--launch", default="")
+    parser.add_argument("--codec", default="h264")
+    parser.add_argument("--fps", type=int, default=10)
+    parser.add_argument("--port", default="0")
+    parser.add_argument("--user")
+    parser.add_argument("--password", default="")
+    parser.add_argument("--seconds", type=float, default=600, help="stop after this time, whatever happens")
+    args = parser.parse_args()
+
+    Gst.init(None)
+    server = GstRtspServer.RTSPServer()
+    server.set_address("127.0.0.1")
+    server.set_service(args.port)
+    factory = GstRtspServer.RTSPMediaFactory()
+    factory.set_launch(pipeline(args))
+    factory.set_shared(True)
+    server.get_mount_points().add_factory("/stream", factory)
+    if args.user:
+        guard(server, factory, args.user, args.password)
+    loop = GLib.MainLoop()
+    if not server.attach(None):
+        raise SystemExit(f"port {args.port} is taken")
+    print(server.get_bound_port(), flush=True)
+    GLib.timeout_add(int(args.seconds * 1000), loop.quit)
+    loop.run()
+
+
+main()
