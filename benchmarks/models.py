@@ -11,14 +11,17 @@ from dycoke_edge.export.build import export
 BUILD = Path("build")
 
 
-def prepare(shape: str, checkpoint: Path | None = None, bundle: Path | None = None) -> tuple[Path, Path]:
-    """A checkpoint directory and its fp32 bundle; whatever is not given is made."""
-    checkpoint = checkpoint or BUILD / f"random-{shape}"
+def prepare(
+    shape: str, checkpoint: Path | None = None, bundle: Path | None = None, layers: int | None = None
+) -> tuple[Path, Path]:
+    """A checkpoint directory and its fp32 bundle; whatever is not given is made. `layers` of the decoder, None: all."""
+    name = shape if layers is None else f"{shape}-{layers}-layers"
+    checkpoint = checkpoint or BUILD / f"random-{name}"
     if not checkpoint.exists():
         partial = checkpoint.with_name(checkpoint.name + ".partial")
-        random_model.make(shape, partial)
+        random_model.make(shape, partial, layers=layers)
         partial.rename(checkpoint)
-    bundle = bundle or BUILD / f"bundle-{shape}"
+    bundle = bundle or BUILD / f"bundle-{name}"
     if not bundle.exists():
         export(checkpoint, bundle, ExportSpec())
     return checkpoint, bundle
