@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from dycoke_edge.bundle import Manifest
 
 if TYPE_CHECKING:
     from dycoke_edge.export.parity import Parity
+    from dycoke_edge.runtime.camera.events import Event
     from dycoke_edge.runtime.pipeline import Piece
 
 # paths may hold [brackets] and :colons:, which are not for rich to interpret
@@ -25,8 +27,10 @@ people = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emo
 
 
 def error(text: str) -> None:
-    """One line, whatever the text."""
-    print("dycoke-edge: " + " ".join(text.split()), file=sys.stderr)
+    """One line without credentials, whatever the text."""
+    from dycoke_edge.runtime.camera.redact import redact  # late: the command line loads no side before it is used
+
+    print("dycoke-edge: " + " ".join(redact(text).split()), file=sys.stderr)
 
 
 @contextmanager
@@ -45,8 +49,8 @@ def drop_stdout() -> None:
 
 
 def json_line(data: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
-    print(json.dumps(data))
+    """One JSON object on one line of stdout, at once."""
+    print(json.dumps(data), flush=True)
 
 
 @contextmanager
@@ -86,6 +90,14 @@ def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:
         sys.stdout.flush()
         yield piece
     sys.stdout.write("\n")
+
+
+def answer(text: str, whole: dict[str, Any], as_json: bool) -> None:
+    """An answer that is already whole."""
+    if as_json:
+        json_line(whole)
+    else:
+        print(text)
 
 
 def facts(data: dict[str, Any], as_json: bool) -> None:
@@ -137,3 +149,16 @@ def _readable(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and ("bytes" in key or key.startswith("memory_needed")):
         return f"{value:,} ({value / 2**20:,.1f} MiB)"
     return "absent" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def event(one: Event) -> None:
+    """An event of a camera for people: what was seen on stdout, how it goes on stderr."""
+    clock = datetime.fromtimestamp(one.time, timezone.utc).strftime("%H:%M:%S")
+    reason = f" ({one.reason})" if one.reason else ""
+    if one.type == "description":
+        print(f"{clock} {' '.join(one.text.split())}", flush=True)
+    elif one.type == "alert":
+        score = "" if one.score is None else f" {one.score:.2f}"
+        print(f"{clock} {one.severity} {one.rule_id} {one.phase} {one.verdict}{score}{reason}", flush=True)
+    else:
+        people.print(f"{clock} {one.camera} {one.state or one.type}{reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from dycoke_edge.config import Rule
@@ -18,7 +19,8 @@ class Alerts:
     def __init__(self, camera: str, hub: Hub) -> None:
         self._camera, self._hub = camera, hub
         self._states: dict[str, AlertState] = {}
-        self._time = 0.0  # of the newest window, in the stream's own seconds
+        self._time = self._utc = 0.0  # of the newest window, in the stream's own seconds and in UTC
+        self._time_source: TimeSource = "receive"
         self._lock = threading.Lock()
         self._closed = False
 
@@ -30,11 +32,10 @@ class Alerts:
             state = self._states.get(rule.id)
             if state is None or state.rule != rule:
                 self._states[rule.id] = state = AlertState(rule, self._hub.new_id)
-            self._time = look.end
+            self._time, self._utc, self._time_source = look.end, look.window[1], time_source
             change = state.window(score, look.end, look.window)
             if change is not None:
                 fields = {
-                    "time_source": time_source,
                     "frames": look.frames,
                     "vision_tokens_in": look.tokens_in,
                     "vision_tokens_kept": look.tokens_kept,
@@ -49,7 +50,7 @@ class Alerts:
             self._closed = self._closed or for_good
             for state in list(self._states.values()):
                 if rule_id in (None, state.rule.id):
-                    change = state.close(self._time, self._hub.clock.time(), reason)
+                    change = state.close(self._time, self._utc, reason)
                     if change is not None:
                         self._report(state.rule, change, {})
             if rule_id is not None:
@@ -60,18 +61,9 @@ class Alerts:
         """An alert is open."""
         return any(state.on for state in list(self._states.values()))
 
-    def status(self) -> dict[str, dict[str, Any]]:
-        """By rule."""
-        return {
-            name: {
-                "on": state.on,
-                "score": state.score,
-                "verdict": state.verdict,
-                "since": state.since,
-                "suppressed": state.suppressed,
-            }
-            for name, state in list(self._states.items())
-        }
+    def status(self, rules: Sequence[Rule]) -> dict[str, dict[str, Any]]:
+        """By rule, of those that hold now, asked already or not."""
+        return {rule.id: _status(self._states.get(rule.id) or AlertState(rule, str)) for rule in rules}
 
     def _report(self, rule: Rule, change: Change, fields: dict[str, Any]) -> None:
         self._hub.emit(
@@ -86,6 +78,12 @@ class Alerts:
             score=change.score,
             start_time=change.start_time,
             end_time=change.end_time,
+            time_source=self._time_source,
             reason=change.reason,
             **fields,
         )
+
+
+def _status(state: AlertState) -> dict[str, Any]:
+    said = {"score": state.score, "verdict": state.verdict, "since": state.since}
+    return {"on": state.on, **said, "suppressed": state.suppressed}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dycoke_edge.config import Camera, Compression, Rule, Sampling
+from dycoke_edge.config import Camera, Compression, LiveSpec, Rule, Sampling
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.alerts import Alerts
 from dycoke_edge.runtime.camera.answers import WatchResult
@@ -52,7 +52,8 @@ class Counts:
 
 
 class Lane:
-    """One camera. `rules` is asked at every window; `hurry` says that an answer should be cut short."""
+    """One camera. `rules` is asked at every window; `lossless`: every frame is looked at, however long it takes;
+    `hurry` says that an answer should be cut short."""
 
     def __init__(
         self,
@@ -61,16 +62,19 @@ class Lane:
         llm: Model,
         hub: Hub,
         rules: Callable[[], Sequence[Rule]],
+        lossless: bool,
         compression: Compression = Compression(),  # noqa: B008 - frozen
+        live: LiveSpec = LiveSpec(),  # noqa: B008
         hurry: Callable[[bool], bool] = lambda again: False,
         on_result: Callable[[WatchResult], None] = lambda result: None,
     ) -> None:
-        self.camera, self.reader = camera, reader
+        self.camera, self.reader, self.lossless = camera, reader, lossless
         self.counts = Counts()
         self.alerts = Alerts(camera.id, hub)
-        self.recent = Recent(camera, llm, compression, hub.clock)
+        self.recent = Recent(camera, llm, compression, live, hub.clock)
         self.finished = False
-        self._hub, self._rules, self._hurry, self._on_result = hub, rules, hurry, on_result
+        self.rules = rules
+        self._hub, self._hurry, self._on_result = hub, hurry, on_result
         self._tasks: deque[Callable[[], None]] = deque()
         self._passed = 0  # windows dropped since the last look
         self._overrun = 0  # frames that the reader had dropped when a window was last due
@@ -117,12 +121,6 @@ class Lane:
         self.recent.check_fresh(self.reader.status().state)
 
     @property
-    def lossless(self) -> bool:
-        """Every frame is looked at, however long it takes: a file that is not played in real time."""
-        info = self.reader.status().info
-        return info is not None and not info.live
-
-    @property
     def _time_source(self) -> TimeSource:
         return "pts" if self.lossless else "receive"
 
@@ -158,7 +156,7 @@ class Lane:
         if self.recent.schedule.waiting:
             self._look()
             return True
-        if self.reader.ended:
+        if self.reader.ended and self.reader.status().state in ("ended", "stopped"):
             if self.recent.schedule.fresh and len(self.recent.view):
                 self._look()  # what is left of a file
                 return True
@@ -176,7 +174,7 @@ class Lane:
         look = look_at(self.recent.view, self._passed + passed)
         self._passed = 0
         self.counts.windows += 1
-        for rule in self._rules():
+        for rule in self.rules():
             self._tasks.append(lambda rule=rule: self._score(rule, look))  # type: ignore[misc]
         if self.camera.prompt is not None:
             self._tasks.append(lambda: self._answer(look))
@@ -292,5 +290,5 @@ def numbers(lane: Lane) -> dict[str, Any]:
         "last_frame_time": newest.utc if newest else None,
         "text": counts.text,
         "text_time": counts.text_time,
-        "alerts": lane.alerts.status(),
+        "alerts": lane.alerts.status(lane.rules()),
     }

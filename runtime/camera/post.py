@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dycoke_edge.config import Camera, Compression, ReaderSpec, Rule
+from dycoke_edge.config import Camera, Compression, LiveSpec, ReaderSpec, Rule
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.lane import Lane, numbers
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.redact import redact
 from dycoke_edge.runtime.camera.status import CameraStatus
+from dycoke_edge.runtime.camera.uri import parse_uri
 from dycoke_edge.runtime.pipeline import VideoLLM
 
 MOST_WAITING = 64  # frames that wait for the model, however long a window is
@@ -31,18 +32,13 @@ class Post:
         compression: Compression,
         hurry: Callable[[bool], bool],
         reading: ReaderSpec,
+        live: LiveSpec,
         make_reader: Callable[..., CameraReader] = CameraReader,
     ) -> None:
-        spec = replace(
-            reading,
-            size=llm.bundle.model.image_size,
-            fps=camera.fps,
-            buffer=min(camera.num_frames, MOST_WAITING),
-            realtime=camera.realtime,
-        )
+        spec = reader_spec(camera, llm, reading)
         self.camera, self._hub = camera, hub
         self.reader = make_reader(camera.id, camera.uri, spec, self._changed, hub.clock)
-        self.lane = Lane(camera, self.reader, llm, hub, rules, compression, hurry)
+        self.lane = Lane(camera, self.reader, llm, hub, rules, is_lossless(camera), compression, live, hurry)
         self.enabled = True
         self._state = ""
         self._lock = threading.Lock()
@@ -109,3 +105,14 @@ class Post:
                 return
             self._state = state
         self._hub.emit("status", "new", self.camera.id, state=state, reason=reason)
+
+
+def reader_spec(camera: Camera, llm: VideoLLM, reading: ReaderSpec) -> ReaderSpec:
+    """How a camera is read for this model."""
+    size, buffer = llm.bundle.model.image_size, min(camera.num_frames, MOST_WAITING)
+    return replace(reading, size=size, fps=camera.fps, buffer=buffer, realtime=camera.realtime)
+
+
+def is_lossless(camera: Camera) -> bool:
+    """Files and test pictures wait for the model, unless they play a camera."""
+    return not camera.realtime and parse_uri(camera.uri).kind in ("file", "test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,19 +23,19 @@ class Recent:
     Belongs to the thread of the model; `view` may be read by others.
     """
 
-    def __init__(self, camera: Camera, llm: Model, compression: Compression, clock: Clock) -> None:
+    def __init__(self, camera: Camera, llm: Model, compression: Compression, live: LiveSpec, clock: Clock) -> None:
         self.view = View(camera.window_s, camera.num_frames)
         self.schedule = Schedule(camera.window_s, camera.every_s, camera.fps)
         self._camera, self._llm, self._compression, self._clock = camera, llm, compression, clock
         self._live: Live | None = None
+        self._spec = live
         self._segment: int | None = None
         self._utc = 0.0  # of a file's second 0
 
     def open(self) -> Recent:
         """Take the memory; in the thread of the model. UsageError if the bundle or its KV buffer cannot hold it."""
-        camera = self._camera
-        answer = max(LiveSpec().max_answer_tokens, camera.max_new_tokens)
-        spec = LiveSpec(memory_frames=camera.num_frames, max_answer_tokens=answer)
+        answer = max(self._spec.max_answer_tokens, self._camera.max_new_tokens)
+        spec = replace(self._spec, memory_frames=self._camera.num_frames, max_answer_tokens=answer)
         self._live = self._llm.live(self._compression, spec)
         return self
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from dycoke_edge.config import Camera, Compression, ReaderSpec
 from dycoke_edge.runtime.camera.answers import WatchResult
@@ -13,7 +12,7 @@ from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.lane import Lane
-from dycoke_edge.runtime.camera.post import MOST_WAITING
+from dycoke_edge.runtime.camera.post import is_lossless, reader_spec
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import IDLE_S
@@ -34,11 +33,11 @@ def watch(
     its end; raises what the model raises.
     """
     hub = Hub(llm.bundle.path.name, llm.spec.provider, (), clock)
-    size, buffer = llm.bundle.model.image_size, min(camera.num_frames, MOST_WAITING)
-    spec = replace(reading, size=size, fps=camera.fps, buffer=buffer, realtime=camera.realtime)
-    reader = make_reader(camera.id, camera.uri, spec, lambda status: None, clock)
+    reader = make_reader(camera.id, camera.uri, reader_spec(camera, llm, reading), lambda status: None, clock)
     results = deque[WatchResult]()
-    lane = Lane(camera, reader, llm, hub, lambda: camera.rules, compression, on_result=results.append)
+    lane = Lane(
+        camera, reader, llm, hub, lambda: camera.rules, is_lossless(camera), compression, on_result=results.append
+    )
     lane.recent.open()
     return _results(lane, reader, results, clock)
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dycoke_edge.config import Camera, Compression, ReaderSpec, Rule
+from dycoke_edge.config import Camera, Compression, LiveSpec, ReaderSpec, Rule
 from dycoke_edge.errors import EngineError, UsageError
 from dycoke_edge.runtime.camera.asking import COMPRESSION, Asking
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
@@ -15,13 +15,14 @@ from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.post import Post
 from dycoke_edge.runtime.camera.reader import CameraReader
+from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import Question, Turns
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.reply import Piece
 from dycoke_edge.runtime.sinks.bounded import CallbackSink, deadline
 
 Handler = Callable[[Event], None] | Sink
-READING = ReaderSpec()
+READING, LIVE = ReaderSpec(), LiveSpec()
 STUCK_S = 60.0  # a unit of work this long means that the model does not answer any more
 
 
@@ -29,9 +30,9 @@ class CameraWatcher(Asking):
     """Watches cameras with one model. While it runs, every call of `llm` belongs to its thread: ask through here.
 
     `on_event` takes sinks, or plain functions of an event, which are called in a thread of their own each. `waiting`
-    questions may stand in line for the model. `reading` holds time-outs and the like for all cameras; size, fps,
-    buffer and realtime are the cameras' own. Every method may be called from any thread. `with watcher:` starts and
-    stops it. A watcher runs once.
+    questions may stand in line for the model. `reading` and `live` hold time-outs, thresholds and the like for all
+    cameras; size, fps, buffers, memory and realtime are the cameras' own. Every method may be called from any thread.
+    `with watcher:` starts and stops it. A watcher runs once.
     """
 
     def __init__(
@@ -43,13 +44,14 @@ class CameraWatcher(Asking):
         compression: Compression = COMPRESSION,
         waiting: int = 8,
         reading: ReaderSpec = READING,
+        live: LiveSpec = LIVE,
         clock: Clock = SYSTEM,
         make_reader: Callable[..., CameraReader] = CameraReader,
     ) -> None:
         handlers = on_event if isinstance(on_event, Sequence) else (on_event,)
         sinks = [handler if isinstance(handler, Sink) else CallbackSink(handler) for handler in handlers]
-        self._llm, self._clock, self._compression, self._reading = llm, clock, compression, reading
-        self._make_reader = make_reader
+        self._llm, self._clock, self._compression = llm, clock, compression
+        self._reading, self._live, self._make_reader = reading, live, make_reader
         self._hub = Hub(llm.bundle.path.name, llm.spec.provider, sinks, clock)
         self._turns = Turns(lambda: self._lanes, waiting, clock)
         self._turns.on_failure = self._hub.failed
@@ -187,6 +189,10 @@ class CameraWatcher(Asking):
         """The latest events; `events.since(last_id, timeout)` is for streams that resume."""
         return self._hub.events
 
+    def camera_status(self, camera_id: str) -> CameraStatus:
+        """What the reader of a camera says of it."""
+        return self._post(camera_id).reader.status()
+
     def snapshot(self, camera_id: str) -> Frame | None:
         """The newest frame of a camera that the model was given, None before the first."""
         return self._post(camera_id).snapshot()
@@ -247,7 +253,8 @@ class CameraWatcher(Asking):
         if twice:
             raise UsageError(f"rule {twice[0]} of camera {camera.id} is there already; use another id")
         hub, turns = self._hub, self._turns
-        return Post(camera, self._llm, hub, rules, self._compression, turns.hurry, self._reading, self._make_reader)
+        how = (self._compression, turns.hurry, self._reading, self._live, self._make_reader)
+        return Post(camera, self._llm, hub, rules, *how)
 
     def _post(self, camera_id: str) -> Post:
         with self._lock:

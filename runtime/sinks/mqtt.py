@@ -1,0 +1,182 @@
+"""Events over MQTT, with topics as Frigate has them, and a switch for every camera."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from dycoke_edge.errors import DycokeEdgeError, UsageError
+from dycoke_edge.runtime.camera.events import Event
+from dycoke_edge.runtime.sinks import discovery as home_assistant
+from dycoke_edge.runtime.sinks.bounded import BoundedSink, Transient
+
+WAIT_S = 5.0  # for a connection, before a failure is counted
+FOR_EVER = 2**31  # attempts: an event waits for the broker until newer ones push it out
+
+
+class Controls(Protocol):
+    """What a sink needs of a CameraWatcher to say and switch what its cameras do."""
+
+    def status(self) -> dict[str, Any]: ...
+
+    def pause(self, camera_id: str) -> None: ...
+
+    def resume(self, camera_id: str) -> None: ...
+
+
+class MqttSink(BoundedSink):
+    """Publishes below `prefix`:
+
+    available               online, stopped, or offline as the last will; retained
+    events                  every event as JSON
+    <camera>/status         online, offline, disabled; retained
+    <camera>/description    what the camera's prompt was answered
+    <camera>/rule/<id>      ON while an alert is open, else OFF; retained
+    <camera>/enabled/state  ON or OFF; retained. <camera>/enabled/set takes the same.
+
+    Reconnects for ever; what is retained is published anew after each time. With `discovery`, e.g. "homeassistant",
+    Home Assistant finds all of it by itself.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int = 1883,
+        username: str | None = None,
+        password: str | None = None,
+        tls: bool = False,
+        ca_certs: str | None = None,
+        prefix: str = "dycoke",
+        discovery: str | None = None,
+        qos: int = 0,
+        client_id: str = "",
+        capacity: int = 1000,
+    ) -> None:
+        try:
+            from paho.mqtt import client as mqtt
+            from paho.mqtt.enums import CallbackAPIVersion
+        except ImportError:
+            raise UsageError("MQTT needs paho-mqtt: pip install 'dycoke-edge[serve]'") from None
+        if qos not in (0, 1, 2):
+            raise UsageError(f"qos={qos} must be 0, 1 or 2, e.g. qos=0")
+        if not prefix or set(prefix) & set("+#") or prefix.startswith("/") or prefix.endswith("/"):
+            raise UsageError(f"prefix={prefix!r} must be a topic without + and #, e.g. prefix='dycoke'")
+        super().__init__(f"mqtt {host}", capacity, FOR_EVER, backoff=(0.1, 1.0))
+        self._prefix, self._discovery, self._qos = prefix, discovery, qos
+        self._controls: Controls | None = None
+        self._online = False
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id)
+        self._client.username_pw_set(username, password)
+        if tls:
+            self._client.tls_set(ca_certs)
+        self._client.will_set(f"{prefix}/available", "offline", retain=True)
+        self._client.reconnect_delay_set(1, 60)
+        self._client.on_connect = self._connected
+        self._client.on_disconnect = self._disconnected
+        self._client.on_message = self._commanded
+        self._client.connect_async(host, port, keepalive=30)
+
+    def bind(self, controls: Controls) -> None:
+        """Let MQTT show and switch the cameras of a watcher; it calls this when it starts."""
+        with self._changed:
+            self._controls = controls
+            self._start()
+        if self._online:
+            self._say_all()
+
+    def deliver(self, event: Event) -> None:
+        """Publish one event and what it changes; Transient without a connection."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._online or self._closing, WAIT_S)
+            if not self._online:
+                raise Transient(self.error or "no connection to the broker", 0.0)
+        for topic, payload, retained in self._messages(event):
+            self._publish(topic, payload, retained)
+
+    def finish(self) -> None:
+        """Say that this end is meant, and leave."""
+        if self._online:
+            self._client.publish(f"{self._prefix}/available", "stopped", retain=True).wait_for_publish(1.0)
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._client.loop_start()
+        super()._start()
+
+    def _messages(self, event: Event) -> list[tuple[str, str, bool]]:
+        messages = [(f"{self._prefix}/events", event.to_json(), False)]
+        camera = f"{self._prefix}/{event.camera}"
+        if event.type == "status":
+            messages += self._states(event.camera, event.state or "")
+        elif event.type == "description":
+            messages.append((f"{camera}/description", event.text, False))
+        elif event.type == "alert":
+            messages.append((f"{camera}/rule/{event.rule_id}", "OFF" if event.phase == "end" else "ON", True))
+        return messages
+
+    def _states(self, camera: str, state: str) -> list[tuple[str, str, bool]]:
+        base = f"{self._prefix}/{camera}"
+        shown = state if state in ("online", "disabled") else "offline"
+        enabled = "OFF" if state == "disabled" else "ON"
+        return [(f"{base}/status", shown, True), (f"{base}/enabled/state", enabled, True)]
+
+    def _publish(self, topic: str, payload: str, retained: bool) -> None:
+        """Publish and wait until it is out, so that nothing piles up behind paho's back."""
+        info = self._client.publish(topic, payload, self._qos, retained)
+        while info.rc == 0 and not info.is_published():
+            if self._closing and not self._online:
+                raise Transient("the broker went away")
+            if self._qos == 0 and not self._online:  # paho sends the others again by itself
+                raise Transient("the broker went away", 0.0)
+            info.wait_for_publish(0.2)
+        if info.rc != 0:
+            raise Transient(f"not published (paho error {int(info.rc)})")
+
+    def _say_all(self) -> None:
+        """Everything that is retained, as it is now. Also from paho's thread, so it waits for nothing."""
+        say = self._client.publish
+        say(f"{self._prefix}/available", "online", retain=True)
+        if self._controls is None:
+            return
+        cameras: Mapping[str, Mapping[str, Any]] = self._controls.status()["cameras"]
+        for camera, status in cameras.items():
+            for topic, payload, _ in self._states(camera, status["state"]):
+                say(topic, payload, retain=True)
+            for rule, alert in status["alerts"].items():
+                say(f"{self._prefix}/{camera}/rule/{rule}", "ON" if alert["on"] else "OFF", retain=True)
+        if self._discovery:
+            rules = {camera: list(status["alerts"]) for camera, status in cameras.items()}
+            for topic, payload in home_assistant.messages(self._prefix, self._discovery, rules):
+                say(topic, payload, retain=True)
+
+    def _connected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self.error = f"the broker refused: {reason}"
+            return
+        client.subscribe(f"{self._prefix}/+/enabled/set")
+        self._say_all()
+        with self._changed:
+            self._online, self.error = True, None
+            self._changed.notify_all()
+
+    def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        with self._changed:
+            self._online, self.error = False, f"no connection to the broker: {reason}"
+            self._changed.notify_all()
+
+    def _commanded(self, client: Any, data: Any, message: Any) -> None:
+        """enabled/set: in a thread of its own, for letting a camera go may take a while."""
+        camera = message.topic[len(self._prefix) + 1 :].split("/")[0]
+        wanted = bytes(message.payload).strip().upper()
+        if self._controls is not None and wanted in (b"ON", b"OFF"):
+            threading.Thread(target=self._switch, args=(self._controls, camera, wanted == b"ON"), daemon=True).start()
+
+    def _switch(self, controls: Controls, camera: str, on: bool) -> None:
+        try:
+            (controls.resume if on else controls.pause)(camera)
+        except DycokeEdgeError as error:  # e.g. a camera that was removed
+            self.failures += 1
+            self.error = str(error)
