@@ -260,7 +260,7 @@ def test_defaults_are_those_of_config(capsys: Capture, command: str, group: type
         said = text.split(f"{flag(field.name)} ")[1]
         assert re.match(rf"([A-Z{{].*?)?{re.escape(field.metadata['help'] + shown)}(?! \(default)", said), field.name
     required = ["M", "B"] if command == "export" else ["B", "--prompt", "x"]
-    assert cli._take(cli.parse_args([command, *required]), group) == group()
+    assert cli.take(cli.parse_args([command, *required]), group) == group()
 
 
 # terminals, pipes and signals
