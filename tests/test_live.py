@@ -279,7 +279,8 @@ def test_half_precision_runs_past_the_limit_too(half_bundle: Path, positions: An
 
 def _logits(live: LiveVideo) -> Array:
     live._decoder.read(live._question("What?"))
-    return live._decoder.logits[0].copy()
+    logits: Array = live._decoder.logits[0].copy()
+    return logits
 
 
 # bounded memory
