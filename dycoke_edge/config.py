@@ -271,7 +271,7 @@ class ServeSpec(Options):
     max_pixels: int = option(9_000_000, "width x height of a picture or video", 1, 2**28)
     max_video_s: float = option(600.0, "length of a video in seconds", 0.1, 86400)
     max_prompt_chars: int = option(8000, "letters in all messages of a request", 1, 2**24)
-    max_new_tokens: int = option(512, "longest answer, in tokens; requests for more get this", 1, 2**16)
+    max_new_tokens: int = option(256, "longest answer, in tokens; requests for more get this", 1, 2**16)
     max_chats: int = option(8, "requests for answers at a time; one more gets 429", 1, 1024)
     max_cameras: int = option(32, "cameras, those of the configuration included", 1, 128)
     max_rules: int = option(64, "rules, those of the configuration included", 1, 1024)

@@ -1,0 +1,173 @@
+"""`dycoke-edge serve`: cameras.yaml, the environment and signals on one side, the server on the other."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dycoke_edge import cli_output as output
+from dycoke_edge.bundle import open_bundle
+from dycoke_edge.cli_environment import HELP, fill
+from dycoke_edge.cli_options import command, installed
+from dycoke_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from dycoke_edge.runtime.camera.events import Sink
+    from dycoke_edge.runtime.serve.config import ServeConfig, Sinks
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the command line."""
+    help = "watch cameras and answer over HTTP: OpenAI's API, alerts, events, metrics, a page"
+    p = command(commands, "serve", serve, help)
+    p.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
+    p.add_argument("--config", type=Path, metavar="FILE", help=f"cameras, rules, sinks and the server, in YAML; {HELP}")
+    p.add_argument("--host", metavar="ADDRESS", help="address to listen on, instead of the file's server.host")
+    p.add_argument("--port", type=int, metavar="N", help="port to listen on, instead of the file's server.port")
+    p.add_argument("--check", action="store_true", help="check the bundle and the configuration, and do no more")
+    p.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
+
+
+def serve(args: argparse.Namespace) -> None:
+    """dycoke-edge serve BUNDLE --config FILE"""
+    with installed("serve", "dycoke-edge[serve]", UsageError):
+        from dycoke_edge.runtime.serve import config
+    if args.schema:
+        output.json_line(config.schema())
+        return
+    if args.bundle is None or args.config is None:
+        raise UsageError("serve needs a bundle and a configuration: dycoke-edge serve BUNDLE --config cameras.yaml")
+    given = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
+    try:
+        settings = config.read_config(load(args.config), **given)
+    except UsageError as error:
+        raise UsageError(f"{args.config}: {error}") from None
+    open_bundle(args.bundle)
+    if args.check:
+        cameras, rules = len(settings.cameras), sum(len(camera.rules) for camera in settings.cameras)
+        output.json_line(
+            {"config": str(args.config), "cameras": cameras, "rules": rules + len(settings.rules), "ok": True}
+        )
+        return
+    run(args.bundle, settings)
+
+
+def run(bundle: Path, config: ServeConfig) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    from dycoke_edge.runtime.camera.watcher import CameraWatcher
+    from dycoke_edge.runtime.pipeline import VideoLLM
+    from dycoke_edge.runtime.serve.app import make_app
+    from dycoke_edge.runtime.serve.listener import make_server
+
+    _log()
+    with listen(config.server.host, config.server.port) as listening:
+        llm = VideoLLM.load(bundle, **asdict(config.engine))
+        output.random_weights(llm.bundle.manifest)
+        sinks = make_sinks(config.sinks)
+        watcher = CameraWatcher(
+            llm,
+            config.cameras,
+            config.rules,
+            sinks,
+            config.compression,
+            waiting=config.server.max_chats,
+            reading=config.reading,
+            live=config.live,
+        )
+        server = make_server(make_app(watcher, llm, config.server), config.server)
+        host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+        output.people.print(f"serving {len(config.cameras)} cameras on http://{host}:{listening.getsockname()[1]}")
+        server.run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before the model is loaded: a port in use shows at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"{host}:{port} (--host, --port) cannot be listened on: {error.strerror or error}") from None
+    return listening
+
+
+def make_sinks(sinks: Sinks) -> list[Sink]:
+    """The sinks that a configuration names."""
+    from dycoke_edge.runtime.sinks.jsonl import JsonlSink
+    from dycoke_edge.runtime.sinks.mqtt import MqttSink
+    from dycoke_edge.runtime.sinks.webhook import WebhookSink
+
+    found = list[Any]()
+    kinds: dict[str, Any] = {"jsonl": JsonlSink, "mqtt": MqttSink, "webhook": WebhookSink}
+    for key, kind in kinds.items():
+        options = getattr(sinks, key)
+        if options is not None:
+            try:
+                found.append(kind(**options.model_dump()))
+            except UsageError as error:
+                raise UsageError(f"sinks.{key}: {error}") from None
+    return found
+
+
+def load(path: Path) -> Any:
+    """A YAML file with {DYCOKE_*} replaced in its texts. UsageError, one line, for whatever cannot be read."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that comes twice, of which YAML would silently take the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value]
+            for index, key in enumerate(keys):
+                if key in keys[:index]:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"line {line}: {error.problem or 'not YAML'}") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UsageError("not YAML in UTF-8; check the file") from None
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}; check --config") from None
+    return filled(data, "")
+
+
+def filled(data: Any, key: str) -> Any:
+    """Put the environment's DYCOKE_ variables into texts. After parsing: a value cannot become structure."""
+    if isinstance(data, dict):
+        return {name: filled(value, f"{key}.{name}".lstrip(".")) for name, value in data.items()}
+    if isinstance(data, list):
+        return [filled(value, f"{key}.{index}") for index, value in enumerate(data)]
+    if not isinstance(data, str):
+        return data
+    try:
+        return fill(data)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
+
+
+class _Plain(logging.Formatter):
+    """Log lines without credentials, whoever wrote them: tracebacks and other libraries too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from dycoke_edge.runtime.camera.redact import redact
+
+        return redact(super().format(record))
+
+
+def _log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("uvicorn.error", "urllib3", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,117 @@
+"""Every error as an OpenAI-style body, without credentials, without echoes of what was sent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import traceback
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UsageError
+from dycoke_edge.runtime.camera.redact import redact
+
+LOGGER = logging.getLogger("dycoke_edge.serve")
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+
+
+class Json(Response):
+    """JSON in ASCII: whatever a string holds, it can be sent."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The body; NaN is a bug and raises."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+class ApiError(Exception):
+    """Something that a client did wrong, or cannot have now. `param` names the key that is wrong."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+
+
+def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """What OpenAI's clients understand: one line in `message`."""
+    kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    line = redact(" ".join(message.split()))[:1000]
+    return {"error": {"message": line, "type": kind, "param": param, "code": code}}
+
+
+def response(error: ApiError) -> Json:
+    """An error as a response."""
+    headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))} if error.retry_after else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Json(body(error.status, str(error), error.param, error.code), error.status, headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client is told of any failure; of a bug, only that there is one."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BusyError):
+        return ApiError(429, str(error), code="busy", retry_after=error.retry_after_s)
+    if isinstance(error, StaleError):
+        return ApiError(503, str(error), code="stale")
+    if isinstance(error, UsageError | InputError):
+        return ApiError(400, str(error))
+    if isinstance(error, DycokeEdgeError):
+        LOGGER.error("%s", redact(str(error)))
+        return ApiError(500, str(error), code="engine_error")
+    LOGGER.error("%s", redact("".join(traceback.format_exception(error))))
+    return ApiError(500, "internal error; the server's log says more", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the application answered here."""
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ApiError, _ours)
+    app.add_exception_handler(DycokeEdgeError, _ours)
+    app.add_exception_handler(Exception, _ours)
+
+
+async def _ours(request: Request, error: Exception) -> Response:
+    return response(as_api_error(error))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = response(ApiError(error.status_code, f"{error.detail}; GET /openapi.json lists what there is"))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+    return response(ApiError(400, f"{place or 'body'}: {complaint(first)}", param=place or None))
+
+
+def complaint(found: Any) -> str:
+    """What pydantic complains of, without the value: it may hold a secret."""
+    kind, message = found["type"], str(found["msg"])
+    if kind == "extra_forbidden":
+        return "unknown key; leave it out"
+    if kind == "missing":
+        return "is missing"
+    if kind == "json_invalid":
+        return "is not JSON"
+    return message[:1].lower() + message[1:]

@@ -1,0 +1,173 @@
+"""From a URL in a request to frames: data URLs, allowed files and hosts, nothing decoded before it is known to be small
+enough."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Literal
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from dycoke_edge.config import Clip, ServeSpec
+from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
+from dycoke_edge.runtime.serve.fetch import Fetcher
+from dycoke_edge.runtime.serve.files import AllowedFiles
+from dycoke_edge.runtime.serve.hosts import AllowedHosts
+from dycoke_edge.runtime.video import IMAGES, open_visual, read_image
+
+Frames = NDArray[np.uint8]
+Kind = Literal["video", "image"]
+
+# FFmpeg also plays lists that name other files and hosts. These formats hold all they show.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,mjpeg,h264,hevc,ivf"
+PACKETS = 100_000  # of a video; each takes some memory and time, however small
+DECODED_PIXELS = 2e10  # of a whole video: 40 minutes of 640 x 360 at 15 frames a second, 5 of 1920 x 1080 at 30
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which frames of a video a request asks for, before what the server allows."""
+
+    fps: float | None = None
+    num_frames: int | None = None
+
+
+class Media:
+    """Reads what requests show. Blocking; several threads may."""
+
+    def __init__(self, spec: ServeSpec, size: int) -> None:
+        self._spec, self._size = spec, size
+        self._files = AllowedFiles(spec.file_dirs, spec.max_body_bytes)
+        self._fetcher = Fetcher(AllowedHosts("fetch_hosts", spec.fetch_hosts), spec.max_body_bytes)
+
+    def image(self, url: str) -> Frames:
+        """uint8 [R, R, 3] of an image_url. Raises UsageError or InputError."""
+        with self._at(url, "image_url") as path:
+            check_image(path, self._spec.max_pixels)
+            return read_image(path, self._size).pixels[0]
+
+    def video(self, url: str, wanted: Wanted) -> Frames:
+        """uint8 [F, R, R, 3] of a video_url, F at least 1. Raises UsageError or InputError."""
+        if url.startswith("data:video/jpeg;base64,"):
+            return self._jpegs(url.split(",")[1:])
+        with self._at(url, "video_url") as path:
+            seconds = check_video(path, self._spec)
+            return open_visual(path, self._clip(wanted, seconds), self._size).pixels
+
+    def _jpegs(self, pictures: list[str]) -> Frames:
+        """A video given as pictures, which were chosen by whoever sent them."""
+        if len(pictures) > self._spec.max_frames:
+            raise UsageError(f"video_url: {len(pictures)} pictures; at most {self._spec.max_frames}")
+        return np.stack([self.image(f"data:image/jpeg;base64,{picture}") for picture in pictures])
+
+    def _clip(self, wanted: Wanted, seconds: float) -> Clip:
+        most, usual = self._spec.max_frames, Clip().num_frames
+        if wanted.fps is None:
+            return Clip(num_frames=min(most, wanted.num_frames or usual))
+        fps = min(wanted.fps, self._spec.max_fps)
+        if fps * seconds > min(most, wanted.num_frames or most) or fps < 1e-3:
+            return Clip(num_frames=min(most, wanted.num_frames or most))
+        return Clip(fps=fps)
+
+    @contextmanager
+    def _at(self, url: str, key: str) -> Iterator[Path]:
+        """The file that a URL leads to, for as long as it is read; errors speak of `key` instead of its path."""
+        path = Path("?")
+        try:
+            with self._found(url) as path:
+                yield path
+        except DycokeEdgeError as error:
+            text = str(error)
+            for option in (f"{path} (--video)", f"{path} (--image)", str(path)):
+                text = text.replace(option, "it")
+            raise type(error)(f"{key}: {text}") from None
+
+    @contextmanager
+    def _found(self, url: str) -> Iterator[Path]:
+        scheme = url.split(":", 1)[0].lower()
+        if scheme == "file":
+            with self._files.opened(url) as path:
+                yield path
+            return
+        if scheme not in ("data", "http", "https"):
+            raise UsageError("give a data: URL, e.g. data:video/mp4;base64,...")
+        with NamedTemporaryFile(prefix="dycoke-") as file:
+            if scheme == "data":
+                file.write(from_data_url(url))
+            else:
+                self._fetcher.fetch(url, file)
+            file.flush()
+            yield Path(file.name)
+
+
+def from_data_url(url: str) -> bytes:
+    """The bytes of a base64 data URL; UsageError if it is none."""
+    head, comma, text = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise UsageError("a data URL must be base64, e.g. data:image/jpeg;base64,...")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError("the base64 of this data URL is damaged; encode it again") from None
+
+
+def check_image(path: Path, max_pixels: int) -> None:
+    """Refuse a picture by what its header says."""
+    try:
+        with Image.open(path, formats=[name for name in IMAGES if name in Image.OPEN]) as image:
+            width, height = image.size
+    except UnidentifiedImageError:
+        raise InputError("not an image; give a JPEG, PNG or WebP file") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"more than {max_pixels} pixels; give a smaller picture") from None
+    except (OSError, SyntaxError, ValueError):
+        return  # damaged: the reader says it better
+    _check_pixels(width, height, max_pixels)
+
+
+def check_video(path: Path, spec: ServeSpec) -> float:
+    """Refuse a video by its header and packets, without decoding any. Returns its seconds, 0 if they are unknown."""
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(spec.max_pixels)}
+    try:
+        with av.open(f"file:{path}", options=options) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
+                raise InputError("no video stream; give a file with moving pictures")
+            _check_pixels(stream.width, stream.height, spec.max_pixels)
+            packets = islice((packet for packet in container.demux(stream) if packet.size), PACKETS + 1)
+            stamps = [packet.pts for packet in packets]
+            seconds = _seconds(stream, [stamp for stamp in stamps if stamp is not None], len(stamps))
+            _check_length(stream, len(stamps), seconds, spec)
+            return seconds
+    except (FFmpegError, OSError):
+        raise InputError("cannot be read as a video; give MP4, WebM, Matroska, AVI or MPEG") from None
+
+
+def _seconds(stream: av.VideoStream, stamps: list[int], count: int) -> float:
+    base, rate = stream.time_base, float(stream.average_rate or 25)
+    span = float((max(stamps) - min(stamps)) * base) if stamps and base else 0.0
+    return span + 1 / rate if span > 0 and math.isfinite(span) else count / rate
+
+
+def _check_length(stream: av.VideoStream, count: int, seconds: float, spec: ServeSpec) -> None:
+    if seconds > spec.max_video_s:
+        raise InputError(f"{seconds:.0f} s long; at most {spec.max_video_s:g} s, cut it")
+    if count > PACKETS or count * stream.width * stream.height > DECODED_PIXELS:
+        raise InputError(f"{count} or more frames of {stream.width} x {stream.height}; give a shorter or smaller video")
+
+
+def _check_pixels(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise InputError(f"{width} x {height} pixels; at most {most} in all, scale it down")
