@@ -128,7 +128,7 @@ class LiveVideo:
             forgotten += 1
             self._forget_oldest()
         if forgotten and len(self._frames) < len(self._window):
-            self.cut()  # merge counts on its anchors being there
+            self._window.clear()  # merge counts on its anchors being there
         self.stats.evicted_frames += forgotten
         return forgotten
 

@@ -333,6 +333,29 @@ def test_scene_cuts_take_rows_from_the_oldest_frames(llm: VideoLLM) -> None:
     assert len(ids(live)) == 24
 
 
+def test_frames_older_than_a_window_of_seconds_are_forgotten(llm: VideoLLM) -> None:
+    live = llm.live(OFTEN, replace(PLAIN, gate_threshold=4.0))
+    push_all(live, frames(9)[:6])  # a window of four, and two of the next
+    assert live.forget_before(0.0) == 0
+    assert live.forget_before(3.0) == 3 and live.span == (3.0, 5.0)
+    assert live.push(frames(9)[6]).tokens_kept == N // 2  # its window's first frame, at 4 s, is there
+    assert live.forget_before(5.0) == 2 and live.num_frames == 2
+    assert live.push(frames(9)[7], 7.0).tokens_kept == N  # now it is not
+    assert live.push(frames(9)[7], 20.0).gated
+    assert live.forget_before(19.0) == 1  # frame 6 has no time and frames after one do not overtake it
+    assert live.stats.evicted_frames == 6 and live.num_frames == 2
+
+
+def test_a_still_scene_is_remembered_as_long_as_it_is_seen(llm: VideoLLM) -> None:
+    live = llm.live(OFTEN, replace(PLAIN, gate_threshold=4.0))
+    for second in range(100):
+        live.push(frames(1)[0], float(second))
+        assert live.forget_before(second - 8.0) == 0
+    assert live.span == (0.0, 99.0) and live.num_frames == 1
+    assert live.forget_before(100.0) == 1 and live.kv.num_visual == 0
+    assert not live.push(frames(1)[0], 101.0).gated
+
+
 def test_clear_gives_everything_back(llm: VideoLLM) -> None:
     live = llm.live(OFTEN, PLAIN)
     push_all(live, frames(16)[7:])
