@@ -156,6 +156,17 @@ class Machine(RuleBasedStateMachine):
         del self.text[count:]
 
     @precondition(lambda self: not self.freed)
+    @rule(quarters=st.integers(-3, 3))
+    def rotate(self, quarters: int) -> None:
+        """By quarter turns, which are exact: the first half of D trades places with the second."""
+        half = self.kv.spec.head_dim // 2
+        angles = np.full(half, quarters * np.pi / 2)
+        self.kv.rotate(np.cos(angles).round(), np.sin(angles).round())
+        for content in self.visual:
+            for _ in range(quarters % 4):
+                content[::2] = np.concatenate([-content[::2, :, half:], content[::2, :, :half]], -1)
+
+    @precondition(lambda self: not self.freed)
     @rule()
     def free_parked(self) -> None:
         self.kv.free_parked()
@@ -221,6 +232,46 @@ def test_a_refresh_of_more_rows_than_the_scratch_holds(dtype: Literal["fp32", "f
     assert buffer.refresh(first_of(count, 2 * count)) == count, "the oldest lie farthest left"
     assert buffer.refresh(~first_of(count, 2 * count)) == count
     np.testing.assert_array_equal(buffer.slab[:, buffer.slot], content)
+
+
+# positions that move
+
+
+def turned(keys: Array, positions: Array) -> Array:
+    """RoPE in fp64. keys: [n, G, D]."""
+    half = keys.shape[-1] // 2
+    angles = positions[:, None, None] * 1e6 ** -(np.arange(half) / half)
+    a, b = keys[..., :half].astype(np.float64), keys[..., half:].astype(np.float64)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+@pytest.mark.parametrize(("dtype", "worst", "typical"), [("fp32", 2e-6, 3e-7), ("fp16", 3e-3, 7e-4)])
+@pytest.mark.parametrize("times", [1, 5])
+def test_rotated_keys_are_those_of_the_new_positions(
+    dtype: Literal["fp32", "fp16"], worst: float, typical: float, times: int
+) -> None:
+    """Five is the most often that a live video turns a row. Errors are shares of the largest K."""
+    rows, offset = 2 * kv_module.SWAP_ROWS + 88, 6000
+    buffer = KVBuffer(model_spec(dtype, head_dim=64), rows + 2)
+    buffer.reset(text_rows=2)
+    keys = np.random.default_rng(0).standard_normal((rows, 2, 64))
+    positions = np.arange(rows) + offset * times
+    for layer in range(3):
+        buffer.keys(layer, buffer.left(rows))[...] = turned(keys * (layer + 1), positions)
+        buffer.values(layer, slice(None))[...] = 7
+        buffer.keys(layer, buffer.right(2))[...] = 7
+    buffer.grow_left(rows)
+    buffer.grow_right(2)
+    angles = -offset * 1e6 ** -(np.arange(32) / 32)
+    for _ in range(times):
+        buffer.rotate(np.cos(angles), np.sin(angles))
+    for layer in range(3):
+        got = buffer.keys(layer, buffer.shallow)[:rows].astype(np.float64) / (layer + 1)
+        error = np.abs(got - turned(keys, np.arange(rows))) / np.abs(keys).max()
+        assert error.max() < worst and np.sqrt((error**2).mean()) < typical
+        assert (buffer.values(layer, slice(None)) == 7).all(), "V has no positions"
+        assert (buffer.keys(layer, slice(rows, None)) == 7).all(), "text stays where it is"
 
 
 # overflow
