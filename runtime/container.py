@@ -26,6 +26,7 @@ HEAD = 32  # B-frames are reordered by 16 at most, so these packets hold the fra
 TEXT = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg plays any .txt as a film of letters
 SEEKS = ("mov,", "matroska,")  # others have no index, and stamps that change after a jump
 BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx"))
+MOST_PIXELS = 36_000_000  # of a picture, a little over 8K: a few kilobytes can claim to be far more
 REPAIR = "copy or record it again, or convert it with ffmpeg"
 
 
@@ -61,7 +62,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """The file and its main video stream. Raises InputError for everything FFmpeg cannot read."""
     try:
         # Without "file:" a colon in the name would be taken for a protocol.
-        with av.open(f"file:{path}") as container:
+        with av.open(f"file:{path}", options={"max_pixels": str(MOST_PIXELS)}) as container:
             yield container, _picture(path, container)
     except (FFmpegError, OSError) as error:
         reason = " ".join((error.strerror or str(error)).split())
@@ -76,7 +77,12 @@ def _picture(path: Path, container: InputContainer) -> av.VideoStream:
         raise InputError(f"{path} (--video) is text, not a video; give a video file")
     if stream.codec_context is None:
         raise InputError(f"{path} (--video) uses a codec this FFmpeg cannot decode; convert it to H.264")
+    if stream.width * stream.height > MOST_PIXELS:
+        raise InputError(
+            f"{path} (--video) is {stream.width} x {stream.height}, too large; scale it to 7680 x 4320 or less"
+        )
     stream.thread_type = "AUTO"
+    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # the size may change on the way
     return stream
 
 

@@ -166,13 +166,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html"}
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     assert {entry.split("/")[0] for entry in inside} == {"dycoke_edge", info}
     assert f"{info}/licenses/LICENSE" in inside
     wanted = {f"dycoke_edge/{name(p).removeprefix('dycoke_edge/')}" for p in SOURCES}
-    assert {entry for entry in inside if not entry.startswith(info)} == wanted | {"dycoke_edge/py.typed"}
+    assert {entry for entry in inside if not entry.startswith(info)} == wanted | DATA
 
 
 @pytest.fixture(scope="module")

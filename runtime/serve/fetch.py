@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from time import monotonic
-from typing import BinaryIO
+from typing import IO
 from urllib.parse import urlsplit
 
 import urllib3
@@ -24,7 +24,7 @@ class Fetcher:
     def __init__(self, hosts: AllowedHosts, max_bytes: int, clock: Callable[[], float] = monotonic) -> None:
         self._hosts, self._max_bytes, self._clock = hosts, max_bytes, clock
 
-    def fetch(self, url: str, into: BinaryIO) -> None:
+    def fetch(self, url: str, into: IO[bytes]) -> None:
         """Write what a URL holds. UsageError for a URL that is not allowed, InputError if it cannot be had."""
         try:
             parts = urlsplit(url)
@@ -55,7 +55,7 @@ class Fetcher:
             ssl_context=ssl.create_default_context(),
         )
 
-    def _read(self, pool: urllib3.HTTPConnectionPool, path: str, host: str, into: BinaryIO) -> None:
+    def _read(self, pool: urllib3.HTTPConnectionPool, path: str, host: str, into: IO[bytes]) -> None:
         headers = {"Host": host, "User-Agent": "dycoke-edge", "Accept-Encoding": "identity"}
         answer = pool.request(
             "GET", path, headers=headers, redirect=False, retries=False, preload_content=False, decode_content=False

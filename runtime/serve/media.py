@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
@@ -56,7 +56,7 @@ class Media:
         """uint8 [R, R, 3] of an image_url. Raises UsageError or InputError."""
         with self._at(url, "image_url") as path:
             check_image(path, self._spec.max_pixels)
-            return read_image(path, self._size).pixels[0]
+            return cast(Frames, read_image(path, self._size).pixels[0])
 
     def video(self, url: str, wanted: Wanted) -> Frames:
         """uint8 [F, R, R, 3] of a video_url, F at least 1. Raises UsageError or InputError."""
@@ -125,6 +125,7 @@ def from_data_url(url: str) -> bytes:
 
 def check_image(path: Path, max_pixels: int) -> None:
     """Refuse a picture by what its header says."""
+    Image.init()
     try:
         with Image.open(path, formats=[name for name in IMAGES if name in Image.OPEN]) as image:
             width, height = image.size
