@@ -58,7 +58,7 @@ def test_the_readme_shows_every_command() -> None:
 
 
 def test_the_python_of_the_readme_runs(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+    code = "\n".join(blocks("python"))
     for name, place in places.items():
         code = code.replace(f'"{name}"', repr(place))
     exec(compile(code, "README.md", "exec"), {})
