@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Protocol
 
-from dycoke_edge.errors import BusyError, EngineError
+from dycoke_edge.errors import BusyError, EngineError, InputError, UsageError
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.reply import Piece
 
@@ -184,7 +184,8 @@ class Turns:
             self.answered += 1
         else:
             self.failed += 1
-            self.on_failure(error)
+            if not isinstance(error, UsageError | InputError | BusyError):  # these are the asker's doing
+                self.on_failure(error)
         return True
 
     def _work(self) -> bool:
