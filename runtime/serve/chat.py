@@ -33,12 +33,13 @@ class Answering:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
     text: str = ""
-    token: int = -1
+    tokens: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
 
     def take(self, piece: Piece) -> str:
         """Count a piece in; returns its text."""
-        self.text, self.token, self.stats = self.text + piece.text, piece.token, piece.stats
+        self.text, self.stats = self.text + piece.text, piece.stats
+        self.tokens.append(piece.token)
         return piece.text
 
 
@@ -137,6 +138,9 @@ async def _events(service: Service, pieces: _Pieces, first: str | None, usage: b
             if text:
                 yield _chunk(service, answer, {"content": text})
             text = await pieces.next()
+        whole = service.decode(answer.tokens)
+        if whole != answer.text and whole.startswith(answer.text):  # it broke off inside a character
+            yield _chunk(service, answer, {"content": whole[len(answer.text) :]})
         yield _chunk(service, answer, {}, _finish(service, answer), {"dycoke": _costs(answer)})
         if usage:
             yield _data(_frame(service, answer, []) | {"usage": _usage(answer)})
@@ -170,14 +174,14 @@ def _frame(
 
 
 def _whole(service: Service, answer: Answering) -> dict[str, Any]:
-    message = {"role": "assistant", "content": answer.text, "refusal": None}
+    message = {"role": "assistant", "content": service.decode(answer.tokens), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(service, answer)}
     frame = _frame(service, answer, [choice], "chat.completion")
     return frame | {"usage": _usage(answer), "dycoke": _costs(answer)}
 
 
 def _finish(service: Service, answer: Answering) -> str:
-    return "stop" if answer.token in service.stop_token_ids else "length"
+    return "stop" if answer.tokens[-1] in service.stop_token_ids else "length"
 
 
 def _usage(answer: Answering) -> dict[str, int]:

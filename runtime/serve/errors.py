@@ -100,8 +100,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms, the one that was meant
+    place = ".".join(str(part) for part in first["loc"] if part != "body" and "[" not in str(part))[:200]
     return response(ApiError(400, f"{place or 'body'}: {complaint(first)}", param=place or None))
 
 

@@ -27,6 +27,7 @@ class Service:
         self.watcher, self.spec = watcher, spec
         self.model_id = llm.bundle.path.resolve().name or "model"
         self.stop_token_ids = frozenset(llm.bundle.manifest.stop_token_ids)
+        self.decode = llm.text.decode
         self.media = Media(spec, llm.bundle.model.image_size)
         self.clip = Clip()
         self.created = int(time.time())
