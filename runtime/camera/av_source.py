@@ -128,7 +128,12 @@ class AvSource:
             raise SourceError(
                 "codec_unsupported", f"{self._address.shown} uses a codec this FFmpeg cannot decode; set H.264 or H.265"
             )
-        stream.thread_type = "SLICE" if self._live else "AUTO"  # a thread a frame delays pictures by as many
+        if self._finite:
+            stream.thread_type = "AUTO"
+        else:  # more would delay pictures, and keep the H.264 decoder from noticing that parts of them are missing
+            stream.codec_context.thread_count = 1
+            if stream.codec_context.name == "hevc":  # else it makes up the pictures that others depend on, in grey
+                stream.codec_context.options = {"err_detect": "explode"}
         return stream
 
     def _decoded(self, packet: av.Packet[av.VideoStream], stream: av.VideoStream) -> Iterator[Picture]:
@@ -162,7 +167,7 @@ class AvSource:
         return Picture(lambda: self._develop(frame), stamp, length, (frame.height, frame.width))
 
     def _develop(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        image = np.asarray(self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8)
         if self._spec.size is not None:
             image = resize(image[None], self._spec.size)[0]
         if not self._finite:

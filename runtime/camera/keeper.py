@@ -70,9 +70,10 @@ class Keeper:
         finite = False
         while not self._stop.is_set() and not finite:
             failure, online, finite = self._connect()
-            if failure is not None and not finite and not self._stop.is_set():
-                if not self._plan.clock.sleep(self._backoff.after(failure, online), self._stop):
-                    self._ledger.reconnect(failure.code)
+            if failure is None or finite:
+                continue
+            if not self._plan.clock.sleep(self._backoff.after(failure, online), self._stop):
+                self._ledger.reconnect(failure.code)
         self.buffer.finish()
         self._ledger.turn(*(("stopped", None) if self._stop.is_set() else ("ended", failure)))
 

@@ -81,7 +81,8 @@ class PatternSource:
         width, height = int(self._address.number("width", 640)), int(self._address.number("height", 480))
         coarse = draw.integers(60, 180, (6, 8, 3), np.uint8)
         rows = np.arange(height) * 6 // height
-        return coarse[rows][:, np.arange(width) * 8 // width]
+        ground: NDArray[np.uint8] = coarse[rows][:, np.arange(width) * 8 // width]
+        return ground
 
     def _things(self, image: NDArray[np.uint8], draw: np.random.Generator, time: float) -> None:
         height, width = image.shape[:2]

@@ -3,9 +3,9 @@
 Runs with Debian's own Python, which has the bindings (`make services` installs them):
 
     /usr/bin/python3 tests/servers/rtsp_server.py --file clip.mp4 --port 8554
-    /usr/bin/python3 tests/servers/rtsp_server.py --launch "videotestsrc is-live=true ! openh264enc ! h264parse"
+    /usr/bin/python3 tests/servers/rtsp_server.py --launch "videotestsrc is-live=true ! openh264enc"
 
-Prints the port once it listens. A .h264 or .h265 file plays for ever, at --fps; an .mp4 ends.
+Prints the port once it listens. The file is an .mp4 of H.264 or H.265 (--codec h265).
 """
 
 import argparse
@@ -18,16 +18,11 @@ from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
 
 def pipeline(args: argparse.Namespace) -> str:
-    pay = f"rtp{args.codec}pay name=pay0 pt=96"
-    if args.codec in ("h264", "h265"):
-        pay += " config-interval=-1"  # the parameter sets before every key frame, so that anybody can join
-    if args.launch:
-        return f"( {args.launch} ! {pay} )"
-    parse = f"{args.codec}parse"
-    if args.file.endswith(".mp4"):
-        return f'( filesrc location="{args.file}" ! qtdemux ! {parse} ! {pay} )'
-    caps = f"video/x-{args.codec},stream-format=byte-stream,framerate={args.fps}/1"
-    return f'( multifilesrc location="{args.file}" loop=true caps={caps} ! {parse} ! {pay} )'
+    source = args.launch or f'filesrc location="{args.file}" ! qtdemux'
+    # The parameter sets before every key frame, so that anybody can join. The payloader would put them before every
+    # slice of one, which tears pictures apart.
+    parse = f"{args.codec}parse config-interval=-1"
+    return f"( {source} ! {parse} ! rtp{args.codec}pay name=pay0 pt=96 )"
 
 
 def guard(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFactory, user: str, password: str) -> None:
@@ -47,7 +42,6 @@ def main() -> None:
     parser.add_argument("--file", default="")
     parser.add_argument("--launch", default="")
     parser.add_argument("--codec", default="h264")
-    parser.add_argument("--fps", type=int, default=10)
     parser.add_argument("--port", default="0")
     parser.add_argument("--user")
     parser.add_argument("--password", default="")

@@ -1,0 +1,124 @@
+"""Credentials never get out: whatever they are made of, wherever they stand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dycoke_edge.runtime.camera.failure import SourceError
+from dycoke_edge.runtime.camera.redact import HIDDEN, redact
+
+CANARY = "c4n4ry"
+PIECES = [
+    "@",
+    ":",
+    "/",
+    ".",
+    "%40",
+    "%",
+    "?",
+    "#",
+    "&",
+    "=",
+    "//",
+    "://",
+    "+",
+    "-",
+    "_",
+    "~",
+    "!",
+    "$",
+    "'",
+    '"',
+    ",",
+    "a",
+]
+# Something that is searched for, in any surroundings.
+secrets = st.builds(
+    lambda before, after: "".join(before) + CANARY + "".join(after),
+    st.lists(st.sampled_from(PIECES), max_size=6),
+    st.lists(st.sampled_from(PIECES), max_size=6),
+)
+schemes = st.sampled_from(["rtsp", "rtsps", "RTSP", "http", "https", "mqtt", "mqtts", "rtmp", "ws"])
+hosts = st.sampled_from(["cam", "10.0.0.7", "[fe80::1]", "cam.example.org:8554"])
+frames = st.sampled_from(
+    [
+        *("{}", "'{}'", "401 Unauthorized: '{}'", "opening {} failed (timeout), trying again"),
+        *('{{"uri": "{}", "n": 1}}', "{}\nrtsp://other/stream is fine", "rtsp://other/stream is fine, {} is not"),
+    ]
+)
+
+
+@given(schemes, secrets, secrets, hosts, frames)
+@example("rtsp", "admin", f"p@ss/{CANARY}:x", "cam", "{}")
+@example("rtsp", f"john.doe.{CANARY}", "secret", "cam", "{}")
+@example("rtsp", "u", f"http://{CANARY}", "cam", "{}")
+def test_login_in_a_url(scheme: str, user: str, password: str, host: str, frame: str) -> None:
+    text = frame.format(f"{scheme}://{user}:{password}@{host}/stream")
+    assert CANARY not in redact(text)
+
+
+@given(schemes, secrets, hosts, frames)
+def test_user_without_password(scheme: str, user: str, host: str, frame: str) -> None:
+    assert CANARY not in redact(frame.format(f"{scheme}://{user}@{host}/stream"))
+
+
+@given(schemes, secrets, hosts, frames, st.sampled_from(["token={}", "user=x&password={}", "user={}&password=y", "{}"]))
+def test_query(scheme: str, secret: str, host: str, frame: str, query: str) -> None:
+    assert CANARY not in redact(frame.format(f"{scheme}://{host}/stream?" + query.format(secret)))
+
+
+@given(schemes, secrets, secrets, hosts, frames)
+def test_login_and_query(scheme: str, password: str, token: str, host: str, frame: str) -> None:
+    text = frame.format(f"{scheme}://admin:{password}@{host}/stream?channel=1&token={token}")
+    assert CANARY not in redact(text)
+
+
+@given(
+    secrets,
+    st.sampled_from(["password={}", "passwd: {}", "api_key={}", "Authorization: Basic {}", "token: {}", "user-pw={}"]),
+)
+def test_outside_a_url(secret: str, frame: str) -> None:
+    assert CANARY not in redact("mqtt failed, " + frame.format(secret))
+
+
+@pytest.mark.parametrize("text", ["admin:{}@cam/stream", "open admin:{}@cam failed", "'admin:{}@cam'"])
+@given(st.lists(st.sampled_from(["@", ":", ".", "%40", "/", "a"]), max_size=4).map(lambda x: CANARY + "".join(x)))
+def test_login_without_a_scheme(text: str, secret: str) -> None:
+    assert CANARY not in redact(text.format(secret))
+
+
+@given(schemes, secrets, secrets, hosts, frames)
+def test_twice_is_once(scheme: str, user: str, password: str, host: str, frame: str) -> None:
+    once = redact(frame.format(f"{scheme}://{user}:{password}@{host}/stream?token={user}"))
+    assert redact(once) == once
+
+
+@given(st.text())
+def test_any_text(text: str) -> None:
+    assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://admin:pw@10.0.0.7:554/live", "rtsp://***@10.0.0.7:554/live"),
+        ("rtsp://cam/live?channel=1&subtype=0", "rtsp://cam/live?channel=1&subtype=0"),
+        ("rtsp://cam:554/live refused the connection", "rtsp://cam:554/live refused the connection"),
+        ("two: rtsp://u:p@a/x and rtsp://u:p@b/y", "two: rtsp://***@a/x and rtsp://***@b/y"),
+        ("test://?fps=10&seconds=5&noise=2", "test://?fps=10&seconds=5&noise=2"),
+        ("/data/cam:1@2.mp4 does not exist", "/data/cam:1@2.mp4 does not exist"),
+        ("file:///home/a@b/clip.mp4", "file:///home/a@b/clip.mp4"),
+        ("size=0 (--size) must be 1 or more, e.g. --size 384", "size=0 (--size) must be 1 or more, e.g. --size 384"),
+        ("Is the door open? Yes.", "Is the door open? Yes."),
+        ("", ""),
+    ],
+)
+def test_the_rest_stays(text: str, shown: str) -> None:
+    assert redact(text) == shown
+
+
+def test_every_source_error_is_redacted() -> None:
+    error = SourceError("timeout", f"rtsp://u:{CANARY}@cam/x sent nothing")
+    assert CANARY not in str(error) and CANARY not in repr(error) and HIDDEN in str(error)
