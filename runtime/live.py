@@ -103,9 +103,12 @@ class LiveVideo:
 
     def push_tokens(self, tokens: Array, time: float | None = None) -> Pushed:
         """Take the next frame as the visual tokens [N, E] that `VideoLLM.encode` makes of it; never gated."""
+        began, model = perf_counter(), self.bundle.model
+        if tokens.shape != (model.tokens_per_frame, model.hidden_size):
+            raise UsageError(f"tokens are {list(tokens.shape)}; give one frame of VideoLLM.encode at a time")
         if self._gate:
             self._gate.forget()
-        return self._count(self._take(tokens, time, perf_counter()))
+        return self._count(self._take(np.array(tokens, model.numpy_dtype), time, began))
 
     def cut(self) -> None:
         """Compare the next frame with nothing before it: the camera was away, or its clock jumped."""

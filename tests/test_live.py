@@ -616,6 +616,17 @@ def test_a_frame_of_another_form_is_refused(llm: VideoLLM, frame: Array) -> None
         llm.live(OFTEN, PLAIN).push(frame)
 
 
+def test_tokens_of_another_form_are_refused(llm: VideoLLM) -> None:
+    live, tokens = llm.live(OFTEN, PLAIN), llm.encode(frames(2))
+    with pytest.raises(UsageError, match="one frame"):
+        live.push_tokens(tokens)
+    live.push_tokens(tokens[0])
+    tokens[0] = 0  # the caller's own from here on
+    live.push_tokens(tokens[1])
+    want = llm.generate("What?", video=frames(2), compression=OFTEN, sampling=SHORT).token_ids
+    assert ids(live) == want
+
+
 # any order of calls
 
 
