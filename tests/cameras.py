@@ -1,10 +1,11 @@
-"""Stand-ins for what a watcher meets: a clock that tests move, a model that costs what they say, cameras on that clock."""
+"""Stand-ins for what a watcher meets: a clock that tests move, and a model and cameras that go by it."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +167,7 @@ class FakeReader:
         self._status = CameraStatus(camera, "connecting", 0.0, info=SourceInfo("fake", self.live, not self.live))
 
     def start(self) -> FakeReader:
-        self.on, self.ended = True, False
+        self.on, self.ended, self._next = True, False, max(self._next, self.clock.monotonic())
         self.say("online")
         return self
 
@@ -217,17 +218,14 @@ class Readers:
         return self.made[camera]
 
 
-def watcher(llm: FakeLLM, *cameras: Any, **options: Any) -> tuple[CameraWatcher, Readers]:
-    """A CameraWatcher on stand-ins that the test drives with `drive`; its model thread is never started."""
+@contextmanager
+def by_hand(llm: FakeLLM, *cameras: Any, **options: Any) -> Iterator[tuple[CameraWatcher, Readers]]:
+    """A running CameraWatcher on stand-ins, without the model's thread: the test makes its every step with `drive`."""
     readers = Readers()
     made = CameraWatcher(llm.real, cameras, clock=llm.clock, make_reader=readers, **options)
-    return made, readers
-
-
-def begin(made: CameraWatcher, readers: Readers) -> CameraWatcher:
-    """As `start`, without the model's thread: the test makes every step of it."""
     made._turns.start = lambda: None  # type: ignore[method-assign]
-    return made.start()
+    with made:
+        yield made, readers
 
 
 def drive(made: CameraWatcher, clock: FakeClock, seconds: float, tick: float = 0.05) -> None:

@@ -70,7 +70,12 @@ class Hub:
         """No event after this one; sinks hand on what they hold, all of them at once, for `timeout` seconds."""
         with self._lock:
             self._closed = True
-        closing = [threading.Thread(target=sink.close, args=(timeout,), daemon=True) for sink in self.sinks]
+        closing = list[threading.Thread]()
+        for sink in self.sinks:
+            if getattr(sink, "inside", bool)():  # a handler of events stops its own watcher
+                sink.close(0.0)
+            else:
+                closing.append(threading.Thread(target=sink.close, args=(timeout,), daemon=True))
         for thread in closing:
             thread.start()
         end = self.clock.monotonic() + timeout

@@ -76,6 +76,7 @@ class Lane:
         self.rules = rules
         self._hub, self._hurry, self._on_result = hub, hurry, on_result
         self._tasks: deque[Callable[[], None]] = deque()
+        self._look_now: Look | None = None  # with tasks left
         self._passed = 0  # windows dropped since the last look
         self._overrun = 0  # frames that the reader had dropped when a window was last due
         self._hurried = False  # the last answer was cut short for a question
@@ -95,11 +96,13 @@ class Lane:
         if self._forget:
             self._forget = False
             self._tasks.clear()
+            self._look_now = None
             self.recent.forget()
         if self.finished:
             return False
         if self._tasks:
             self._tasks.popleft()()
+            self._close_look()
             return True
         frame = self.reader.take()
         if frame is None:
@@ -139,7 +142,7 @@ class Lane:
             self._missed(due - 1)
         waiting = self.recent.schedule.waiting
         if waiting and (self.lossless or waiting > 1):  # live: the newest window wins, but not without end
-            self._look()
+            self._begin_look()
 
     def _missed(self, windows: int) -> None:
         """Windows in which no frame came: the model was slow if the reader had to drop frames meanwhile."""
@@ -154,11 +157,11 @@ class Lane:
     def _idle(self) -> bool:
         """No frame waits: look at the newest window, or end."""
         if self.recent.schedule.waiting:
-            self._look()
+            self._begin_look()
             return True
         if self.reader.ended and self.reader.status().state in ("ended", "stopped"):
             if self.recent.schedule.fresh and len(self.recent.view):
-                self._look()  # what is left of a file
+                self._begin_look()  # what is left of a file
                 return True
             self.finished = True
             self.alerts.close("the video ended")
@@ -168,17 +171,18 @@ class Lane:
             self.alerts.close("no recent video")
         return False
 
-    def _look(self) -> None:
+    def _begin_look(self) -> None:
         passed = self.recent.schedule.take()
         self.counts.dropped["slow"] += passed
         look = look_at(self.recent.view, self._passed + passed)
         self._passed = 0
         self.counts.windows += 1
+        self._look_now = look
         for rule in self.rules():
             self._tasks.append(lambda rule=rule: self._score(rule, look))  # type: ignore[misc]
         if self.camera.prompt is not None:
             self._tasks.append(lambda: self._answer(look))
-        self._tasks.append(lambda: self._done(look))
+        self._close_look()
 
     def _score(self, rule: Rule, look: Look) -> None:
         began = self._now()
@@ -207,7 +211,11 @@ class Lane:
         self.counts.text, self.counts.text_time = look.text, look.window[1]
         self._emit_description(look)
 
-    def _done(self, look: Look) -> None:
+    def _close_look(self) -> None:
+        look = self._look_now
+        if look is None or self._tasks:
+            return
+        self._look_now = None
         age = self._now() - look.came
         self.counts.answer_age = age
         self._hub.took("answer_age", age)
@@ -243,6 +251,7 @@ class Lane:
     def _failed(self, error: Exception) -> None:
         """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
         self._tasks.clear()
+        self._look_now = None
         self.counts.failures += 1
         self.counts.dropped["failed"] += 1
         self._passed += 1

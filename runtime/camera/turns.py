@@ -14,6 +14,7 @@ from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.reply import Piece
 
 IDLE_S = 0.02  # how often cameras are looked after when nothing is to do
+CAMERAS_SHARE = 0.5  # of the time of a question, for cameras before the next
 PIECES = 1024  # pieces that may wait for whoever reads an answer
 
 
@@ -88,15 +89,15 @@ class Question:
 
 
 class Turns:
-    """A bounded line of questions and a ring of cameras. After each question one camera has a turn, so that neither
-    many questions nor many cameras starve the other."""
+    """A bounded line of questions and a ring of cameras, a unit of work each. A question goes first, but after it the
+    cameras are owed half the time that it took, so that a line that never empties does not starve them."""
 
     def __init__(self, workers: Callable[[], Sequence[Worker]], waiting: int, clock: Clock) -> None:
         self._workers, self._most, self._clock = workers, waiting, clock
         self._line: deque[Question] = deque()
         self._changed = threading.Condition()
         self._next = 0  # whose turn it is among the cameras
-        self._asked_last = False
+        self._owed = 0.0  # seconds that the cameras have before the next question
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._seconds = 1.0  # that a question takes, about
@@ -119,13 +120,16 @@ class Turns:
 
     def step(self) -> bool:
         """One question or one camera's unit of work, False if nothing was to do. In the model's thread."""
-        self.busy_since = self._clock.monotonic()
+        self.busy_since = began = self._clock.monotonic()
         try:
-            if not self._asked_last and self._answer():
-                self._asked_last = True
+            if self._owed <= 0 and self._answer():
+                self._owed = CAMERAS_SHARE * (self._clock.monotonic() - began)
                 return True
-            self._asked_last = False
-            return self._work() or self._answer()
+            if self._work():
+                self._owed -= self._clock.monotonic() - began
+                return True
+            self._owed = 0.0
+            return self._answer()
         finally:
             self.busy_since = None
 

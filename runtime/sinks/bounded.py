@@ -76,12 +76,16 @@ class BoundedSink(ABC):
             thread = self._thread
         if thread is None:
             self.finish()
-        elif thread is not threading.current_thread():
+        elif not self.inside():
             thread.join(timeout)
             with self._changed:
                 self.dropped += len(self._waiting)
                 self._waiting.clear()
                 self._changed.notify_all()
+
+    def inside(self) -> bool:
+        """True in the sink's own thread, which cannot wait for itself."""
+        return threading.current_thread() is self._thread
 
     def status(self) -> dict[str, Any]:
         """Numbers, and the last error without credentials."""
