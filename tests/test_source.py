@@ -1,0 +1,355 @@
+"""Where frames come from: URIs, files as `read_video` sees them, broken clocks, the test picture, GStreamer, probe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dycoke_edge.config import Clip, ReaderSpec
+from dycoke_edge.errors import UsageError
+from dycoke_edge.runtime.camera.frame import Frame, Tally
+from dycoke_edge.runtime.camera.source import Source, SourceError, open_source
+from dycoke_edge.runtime.camera.timeline import Timeline
+from dycoke_edge.runtime.camera.uri import parse_uri
+from dycoke_edge.runtime.video import read_video
+from tests import clips
+from tests.clips import read_mark, write_clip
+from tests.servers import rtsp
+
+SIZE = clips.SIZE
+
+
+def read(uri: str | Path, **options: Any) -> list[Frame]:
+    """All frames of something that ends."""
+    source = open_source(uri, ReaderSpec(size=SIZE, **options))
+    return list(frames(source))
+
+
+def frames(source: Source) -> Iterator[Frame]:
+    try:
+        source.open()
+        yield from source
+    finally:
+        source.close()
+
+
+# URIs
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "target"),
+    [
+        ("rtsp://u:p@ss@cam:554/live", "rtsp", "rtsp://u:p@ss@cam:554/live"),
+        ("RTSPS://cam/live", "rtsp", "RTSPS://cam/live"),
+        ("file:///data/a%20b.mp4", "file", "/data/a b.mp4"),
+        ("data/clip:1.mp4", "file", "data/clip:1.mp4"),
+        (Path("/data/clip.mp4"), "file", "/data/clip.mp4"),
+        (2, "v4l2", "/dev/video2"),
+        ("0", "v4l2", "/dev/video0"),
+        ("/dev/video1", "v4l2", "/dev/video1"),
+        ("v4l2:///dev/video1?fps=5", "v4l2", "/dev/video1"),
+        ("csi://1", "csi", "1"),
+        ("test://?fps=10&seconds=5", "test", "?fps=10&seconds=5"),
+        ("gst://videotestsrc ! videoscale", "gst", "videotestsrc ! videoscale"),
+    ],
+)
+def test_uris(uri: str | int | Path, kind: str, target: str) -> None:
+    address = parse_uri(uri)
+    assert (address.kind, address.target) == (kind, target)
+
+
+@pytest.mark.parametrize(
+    ("uri", "word"),
+    [
+        ("", "empty"),
+        ("http://cam/live", "scheme"),
+        ("exec:///bin/sh", "scheme"),
+        ("rtsp://", "host"),
+        ("rtsp://cam:99999/live", "port"),
+        ("rtsp://u:p/w@cam/live", "%2F"),
+        ("rtsp://[::1/live", "host"),
+        ("rtsp://u:p w@cam/live", "%20"),
+        ("test://?frames=3", "frames"),
+        ("test://?fps=0", "fps"),
+        ("test://?fps=1e9", "fps"),
+        ("test://?width=999999", "width"),
+        ("csi://front", "csi://0"),
+        ("gst://", "pipeline"),
+        (-1, "-1"),
+    ],
+)
+def test_uris_that_nobody_understands(uri: str | int, word: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_uri(uri)
+    assert word in str(caught.value) and "\n" not in str(caught.value) and "p w@" not in str(caught.value)
+
+
+def test_pipelines_only_where_allowed() -> None:
+    with pytest.raises(UsageError, match="allow_gst"):
+        open_source("gst://videotestsrc")
+
+
+@pytest.mark.parametrize("uri", ["rtsp://u:secret@cam/x", "v4l2:///dev/video0"])
+def test_addresses_hide_their_credentials(uri: str) -> None:
+    assert "secret" not in repr(parse_uri(uri))
+
+
+# Files
+
+
+@pytest.mark.parametrize("fps", [3.0, 5.0, 30.0])
+@pytest.mark.parametrize(
+    "kind", ["h264-mp4", "h264-mkv", "h264-ts", "h264-open-gop", "h265-mp4", "vp9-webm", "mjpeg-avi"]
+)
+def test_a_file_gives_what_read_video_gives(kind: str, fps: float, tmp_path: Path) -> None:
+    path = clips.cfr(tmp_path, kind)
+    wanted = read_video(path, Clip(fps=fps), SIZE)
+    got = read(path, fps=fps)
+    assert [frame.pts_s for frame in got] == pytest.approx(wanted.times.tolist())
+    assert all(np.array_equal(frame.image, image) for frame, image in zip(got, wanted.pixels, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["h264-raw", "h264-avi", "mpeg4-avi", "mpeg2-mpg"])
+def test_files_without_usable_stamps(kind: str, tmp_path: Path) -> None:
+    got = read(clips.cfr(tmp_path, kind))
+    assert [read_mark(frame.image) for frame in got] == list(range(24))
+
+
+@pytest.mark.parametrize("fps", [0.5, 2.0])
+def test_uneven_times(fps: float, tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "vfr.mkv", frames=8, times=[0, 0.04, 0.5, 0.51, 3.9, 4.0, 4.0 + 1 / 25, 8])
+    wanted = read_video(path, Clip(fps=fps), SIZE)
+    assert [read_mark(frame.image) for frame in read(path, fps=fps)] == clips.read_marks(wanted.pixels)
+
+
+def test_all_frames_as_they_are(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4")
+    source = open_source(path)
+    info = source.open()
+    got = list(source)
+    source.close()
+    assert (info.codec, info.width, info.height, info.fps) == ("h264", 128, 96, 12)
+    assert not info.live and info.finite
+    assert [frame.index for frame in got] == list(range(24)) and got[0].image.shape == (96, 128, 3)
+    assert source.tally == Tally(24, 0, source.tally.dropped, source.tally.last_packet, source.tally.last_picture)
+
+
+def test_a_turned_recording_is_upright(tmp_path: Path) -> None:
+    path = clips.turned(write_clip(tmp_path / "clip.mp4"), (0, 1, -1, 0))
+    wanted = read_video(path, Clip(fps=3), SIZE)
+    assert np.array_equal([frame.image for frame in read(path, fps=3)], wanted.pixels)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(None, "not_found"), (b"", "unreadable"), (b"no video\n" * 99, "unreadable")]
+)
+def test_files_that_cannot_be_read(content: bytes | None, code: str, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        read(path)
+    assert caught.value.code == code and str(path) in str(caught.value)
+    assert caught.value.__context__ is None, "FFmpeg's own error, which may hold a password, hangs on to it"
+
+
+def test_a_folder_and_a_device_that_is_not_there(tmp_path: Path) -> None:
+    for uri, code in ((tmp_path, "unreadable"), ("/dev/video250", "not_found")):
+        with pytest.raises(SourceError) as caught:
+            read(uri)
+        assert caught.value.code == code and not caught.value.patient, "it may come back at any moment"
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no video"):
+        read(clips.sound_only(tmp_path / "sound.mp4"))
+
+
+def test_damage_costs_pictures_up_to_the_next_key_frame(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.ts", frames=48, options={"bf": "0", "g": "8", "x264-params": "scenecut=0"})
+    data = bytearray(path.read_bytes())
+    at = len(data) // 2 // 188 * 188
+    data[at : at + 188 * 4] = b""
+    path.write_bytes(data)
+    source = open_source(path, ReaderSpec(size=SIZE))
+    shown = [read_mark(frame.image) for frame in frames(source)]
+    lost = sorted(set(range(48)) - set(shown))
+    assert lost and len(lost) <= 16 and shown == sorted(shown)
+    assert (max(lost) + 1) % 8 == 0, "it began again anywhere but at a key frame"
+    assert source.tally.dropped["corrupt"] >= 1
+
+
+# Clocks that lie
+
+
+def joined(path: Path, parts: list[Path]) -> Path:
+    """Recordings one after another, as one that was never interrupted: their packets are counted on."""
+    data = bytearray(b"".join(part.read_bytes() for part in parts))
+    counts: dict[bytes, int] = {}
+    for at in range(0, len(data), 188):
+        key = bytes((data[at + 1] & 0x1F, data[at + 2]))
+        if data[at + 3] & 0x10:
+            counts[key] = counts.get(key, -1) + 1
+        data[at + 3] = (data[at + 3] & 0xF0) | (counts.get(key, 0) & 0x0F)
+    path.write_bytes(data)
+    return path
+
+
+def part(folder: Path, name: str, start: float, **options: Any) -> Path:
+    """Twelve frames at 12 a second, whose stamps begin at `start`."""
+    times = [start + index / 12 for index in range(12)]
+    return write_clip(folder / f"{name}.ts", frames=12, times=times, options={"bf": "0"}, **options)
+
+
+@pytest.mark.parametrize(("starts", "segments"), [((0, 37600), 2), ((100, 0), 2), ((0, 37600, 0), 3), ((0, 1), 1)])
+def test_leaps_of_the_clock_part_segments(starts: tuple[float, ...], segments: int, tmp_path: Path) -> None:
+    parts = [part(tmp_path, f"p{place}", start) for place, start in enumerate(starts)]
+    got = read(joined(tmp_path / "joined.ts", parts), fps=4)
+    assert [frame.segment for frame in got] == [place for place in range(segments) for _ in range(len(got) // segments)]
+    assert len(got) == 4 * len(starts)
+    for segment in range(segments):
+        stamps = [frame.pts_s for frame in got if frame.segment == segment]
+        assert all(stamp is not None for stamp in stamps)
+        assert stamps == sorted(stamps, key=lambda stamp: stamp or 0) and (stamps[-1] or 0) - (stamps[0] or 0) < 3
+
+
+def test_another_resolution_is_another_segment(tmp_path: Path) -> None:
+    parts = [part(tmp_path, "a", 0), part(tmp_path, "b", 1, size=(256, 144)), part(tmp_path, "c", 2)]
+    got = read(joined(tmp_path / "joined.ts", parts))
+    assert [frame.segment for frame in got] == [0] * 12 + [1] * 12 + [2] * 12
+    assert [read_mark(frame.image) for frame in got] == [*range(12)] * 3
+
+
+STILL = (480, 640)
+
+
+def segments(stamps: list[float | None], times: list[float], live: bool = True) -> list[int]:
+    timeline = Timeline(5.0, live)
+    return [timeline.place(s, 0.1, STILL, t).segment for s, t in zip(stamps, times, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times", "wanted"),
+    [
+        ([None, 0, 0.1, None, 0.3], [0, 0.1, 0.2, 0.3, 0.4], [0] * 5),  # missing ones are normal
+        ([None] * 3, [0, 100, 200], [0] * 3),
+        ([0, 60, 120], [0, 60, 120], [0] * 3),  # a picture a minute is no leap
+        ([0, 60, 120], [0, 1, 2], [0, 1, 2]),
+        ([0, 37600, 37600.1], [0, 0.1, 0.2], [0, 1, 1]),
+        ([37600, 0, 0.1], [0, 0.1, 0.2], [0, 1, 1]),  # backwards
+        ([0, 0.1, 8.1, 8.2], [0, 0.1, 8.1, 8.1], [0] * 4),  # a stall, made up for at once
+        ([0, 0, 0], [0, 0.1, 0.2], [0] * 3),  # a clock that stands still
+        ([47721.8, 0.0, 0.1], [0, 0.1, 0.2], [0, 1, 1]),  # RTP's 32 bits ran over
+    ],
+)
+def test_segments_of_live_clocks(stamps: list[float | None], times: list[float], wanted: list[int]) -> None:
+    assert segments(stamps, times) == wanted
+
+
+def test_times_never_fall_within_a_segment() -> None:
+    draw = np.random.default_rng(0)
+    timeline = Timeline(5.0, True)
+    places = []
+    for step in range(2000):
+        stamp = None if draw.random() < 0.2 else float(draw.choice([step / 10, draw.normal(0, 50), step / 10 + 37600]))
+        places.append(timeline.place(stamp, 0.1, STILL, step / 10))
+    for before, after in pairwise(places):
+        assert after.segment in (before.segment, before.segment + 1)
+        assert after.segment > before.segment or after.time >= before.time
+
+
+# The test picture
+
+
+def test_the_pattern_is_the_same_every_time() -> None:
+    first, second = read("test://?fps=10&seconds=2&noise=2&seed=3"), read("test://?fps=10&seconds=2&noise=2&seed=3")
+    other = read("test://?fps=10&seconds=2&noise=2&seed=4")
+    assert len(first) == 20 and all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
+    assert not np.array_equal(first[0].image, other[0].image)
+    assert first[0].image.shape == (SIZE, SIZE, 3) and [f.pts_s for f in first] == [k / 10 for k in range(20)]
+
+
+def test_what_moves_in_the_pattern() -> None:
+    still, moving = read("test://?seconds=2&motion=0"), read("test://?seconds=2")
+    assert all(np.array_equal(still[0].image, frame.image) for frame in still)
+    changed = [np.mean(a.image != b.image) for a, b in pairwise(moving)]
+    assert min(changed) > 0 and max(changed) < 0.5
+    cut = read("test://?seconds=2&motion=0&cut=1")
+    assert [np.mean(a.image != b.image) > 0.5 for a, b in pairwise(cut)] == [k == 9 for k in range(19)]
+
+
+def test_an_endless_pattern_ends_when_interrupted() -> None:
+    source = open_source("test://?fps=100", ReaderSpec(size=SIZE))
+    taken = 0
+    for frame in frames(source):
+        taken = frame.index
+        if taken == 50:
+            source.interrupt()
+    assert taken == 50
+
+
+# GStreamer, where its bindings are: in Debian's Python, with our packages beside
+
+GST = """
+import sys, numpy
+sys.path.append("/usr/lib/python3/dist-packages")
+from dycoke_edge.config import ReaderSpec
+from dycoke_edge.runtime.camera.source import open_source, SourceError
+source = open_source(sys.argv[1], ReaderSpec(size=48, allow_gst=True, read_timeout=1, open_timeout=2))
+try:
+    info = source.open()
+    images = [frame.image for frame in source]
+    print(info.live, info.width, info.height, info.fps, images[0].shape, images[0].dtype, images[0][:, 24].tolist()[5])
+except SourceError as error:
+    print("SourceError", error.code, error)
+finally:
+    source.close()
+"""
+
+
+def gst(uri: str) -> str:
+    rtsp.need()
+    if sys.version_info[:2] != _debians_python():
+        pytest.skip("GStreamer's bindings are built for another Python")
+    done = subprocess.run([sys.executable, "-c", GST, uri], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _debians_python() -> tuple[int, ...]:
+    code = "import sys; print(*sys.version_info[:2])"
+    done = subprocess.run([rtsp.PYTHON, "-c", code], capture_output=True, text=True)
+    return tuple(int(number) for number in done.stdout.split())
+
+
+def test_a_pipeline_is_a_source() -> None:
+    blue = "videotestsrc num-buffers=5 pattern=blue ! video/x-raw,format=RGB,width=64,height=32,framerate=5/1"
+    assert gst(f"gst://{blue}") == "True 64 32 5.0 (48, 48, 3) uint8 [0, 0, 255]"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "code"),
+    [
+        ("nosuchelement", "unreadable"),
+        ("filesrc location=/nowhere ! decodebin", "unreadable"),
+        ("appsrc ! video/x-raw,format=RGBA,width=4,height=4", "timeout"),
+        ("rtspsrc location=rtsp://u:c4n4ry@127.0.0.1:1/x ! decodebin", "unreadable"),
+    ],
+)
+def test_pipelines_that_fail(pipeline: str, code: str) -> None:
+    printed = gst(f"gst://{pipeline}")
+    assert printed.startswith(f"SourceError {code}") and "c4n4ry" not in printed
+
+
+def test_without_the_bindings_the_error_says_what_to_install() -> None:
+    code = "import sys; sys.modules['gi'] = None\n" + GST.replace("sys.path.append", "str")
+    done = subprocess.run([sys.executable, "-c", code, "csi://0"], capture_output=True, text=True, env=dict(os.environ))
+    assert done.returncode == 1 and "python3-gst-1.0" in done.stderr.splitlines()[-1]
