@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import LlavaOnevisionForConditionalGeneration
 
-from benchmarks.scenes import batches, model, questions, train
+from benchmarks.scenes import batches, cells, model, questions, train
+from benchmarks.scenes.world import plan
 from dycoke_edge import Sampling, VideoLLM
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.export.build import export
@@ -23,15 +25,14 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def fresh(tokenizer: Tokenizer) -> Any:
+def fresh(tokenizer: Tokenizer) -> train.Learner:
     torch.manual_seed(0)
-    make: Any = LlavaOnevisionForConditionalGeneration
-    return make(model.config(tokenizer)).eval()
+    return train.Learner(tokenizer).eval()
 
 
-def test_the_shape_is_what_was_asked_for(fresh: Any) -> None:
-    text = fresh.config.text_config
-    assert sum(weight.numel() for weight in fresh.parameters()) < 8_000_000
+def test_the_shape_is_what_was_asked_for(fresh: train.Learner) -> None:
+    text = fresh.tiny.config.text_config
+    assert sum(weight.numel() for weight in fresh.tiny.parameters()) < 8_000_000
     assert text.num_hidden_layers >= 6
     assert text.num_key_value_heads * text.hidden_size // text.num_attention_heads * 2 % 256 == 0
     assert batches.TOKENS >= 49
@@ -45,21 +46,22 @@ def test_words_of_the_scenes_are_one_token(tokenizer: Tokenizer) -> None:
 
 
 @torch.no_grad()
-def test_a_question_is_blind_to_the_others(fresh: Any, tokenizer: Tokenizer) -> None:
+def test_a_question_is_blind_to_the_others(fresh: train.Learner, tokenizer: Tokenizer) -> None:
     batch = batches.make(tokenizer, "train", [3], 8)
-    logits, _ = train.answer_logits(fresh, batch)
+    logits, _, _ = fresh(batch)
     one = batch.block[0] == 2
-    alone = batches.Batch(
-        batch.frames,
-        batch.prefix,
-        batch.ids[:, one],
-        batch.labels[:, one],
-        torch.ones_like(batch.block[:, one]),
-        torch.cat((batch.positions[:, : -batch.ids.shape[1]], batch.positions[:, -batch.ids.shape[1] :][:, one]), 1),
+    columns = torch.nonzero(one).flatten()
+    front = batch.positions[:, : -batch.ids.shape[1]]
+    alone = replace(
+        batch,
+        ids=batch.ids[:, columns],
+        labels=batch.labels[:, columns],
+        answers=torch.nonzero(batch.labels[0, columns] != batches.IGNORED).flatten(),
+        block=torch.ones_like(batch.block[:, columns]),
+        positions=torch.cat((front, batch.positions[:, -batch.ids.shape[1] :][:, columns]), 1),
     )
-    wanted = batch.labels[0] != batches.IGNORED
-    expected = logits[one[wanted]]
-    got, _ = train.answer_logits(fresh, alone)
+    expected = logits[one[batch.answers]]
+    got, _, _ = fresh(alone)
     # the first token of a block is predicted from the row before it, so compare the answers' rows only
     assert torch.allclose(got, expected, atol=1e-4)
 
@@ -70,6 +72,40 @@ def test_labels_are_the_answers(tokenizer: Tokenizer) -> None:
     answer = [label for label in labels if label != batches.IGNORED]
     assert tokenizer.decode(answer, skip_special_tokens=False) == "red<|im_end|>"
     assert set(numbers) == {1} and positions == list(range(len(ids)))
+
+
+@torch.no_grad()
+def test_pooling_is_what_transformers_does(fresh: train.Learner) -> None:
+    features = torch.randn(2, 14 * 14, 8)
+    pool = type(fresh.tiny.model).apply_pooling
+    assert torch.allclose(train.halved(features), pool(fresh.tiny.model, features), atol=1e-6)
+
+
+def test_a_lossy_batch_keeps_some_tokens_in_order(tokenizer: Tokenizer) -> None:
+    batch = batches.make(tokenizer, "train", [3, 4], 8, lossy=True)
+    total = 8 * batches.TOKENS
+    assert 0.25 * total < batch.kept.shape[1] < total and batch.kept.max() < total
+    assert (batch.kept.diff(dim=1) > 0).all() and not torch.equal(batch.kept[0], batch.kept[1])
+    assert (
+        batch.motions.shape[1] == batch.kept.shape[1] and (batch.positions[:, : -batch.ids.shape[1]].diff() > 0).all()
+    )
+
+
+def test_cells_say_what_stands_there_and_where_it_goes() -> None:
+    scene = next(
+        s for s in (plan(seed, "train", 16) for seed in range(200)) if [t.motion for t in s.things] == ["cross"]
+    )
+    (thing,) = scene.things
+    facts, motions = cells.facts(scene), cells.motions(scene)
+    seen = facts[..., cells.FACTS.index(thing.colour)].astype(bool)
+    assert np.array_equal(seen, facts[..., cells.FACTS.index(thing.shape)].astype(bool))
+    frame = int(np.flatnonzero(((thing.track > 0.2) & (thing.track < 0.8)).all(1))[0])
+    column, row = (thing.track[frame] * cells.GRID).astype(int)
+    assert seen[frame].reshape(cells.GRID, cells.GRID)[row, column]
+    assert facts[frame, row * cells.GRID + column, cells.FACTS.index(f"row {row}")]
+    there = motions[frame][seen[frame]]
+    assert there[:, cells.MOTIONS.index(thing.direction)].all() and there[:, cells.MOTIONS.index("came")].all()
+    assert not there[:, cells.MOTIONS.index("stands")].any() and not motions[~seen].any()
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 A sequence is prefix, visual tokens, then blocks "question, answer". A block attends to the prefix, the frames and
 itself, and its positions begin where the frames end: it sees what it would alone, and the frames are encoded once.
+
+Half of the training batches lose visual tokens at random. A large model has seen pictures of many sizes and films of
+many rates; one trained on this fixed grid alone would read time and place from counting tokens.
 """
 
 from __future__ import annotations
@@ -15,28 +18,38 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from benchmarks.scenes import questions
+from benchmarks.scenes import cells, questions
 from benchmarks.scenes.world import Split, draw, plan
 
 TOKENS = 49  # visual tokens a frame
 FRAMES = (8, 12, 16, 24, 32)
+EASY = 2  # of FRAMES: the lengths that training begins with
+LOST = 0.7  # at most, of a batch that loses tokens
 IGNORED = -100
 
 
 @dataclass
 class Batch:
-    """B clips of F frames. L = P + V + Q columns: prefix, visual tokens with newline, padded blocks."""
+    """B clips of F frames. L = P + M + 1 + Q columns: prefix, kept visual tokens, newline, padded blocks."""
 
     frames: Tensor  # uint8 [B, F, R, R, 3]
+    facts: Tensor  # uint8 [B, F * N, facts], what stands in each token's part of the picture
+    motions: Tensor  # uint8 [B, M, motions], what the thing in a kept token's part does
+    kept: Tensor  # int64 [B, M], increasing: which of the F * N visual tokens the decoder sees
     prefix: Tensor  # int64 [P]
     ids: Tensor  # int64 [B, Q]
     labels: Tensor  # int64 [B, Q], IGNORED where no answer token stands
+    answers: Tensor  # int64 [n], where labels, flat, are not IGNORED
     block: Tensor  # int64 [B, Q], 1.. for questions, 0 for padding
     positions: Tensor  # int64 [B, L]
 
     def to(self, device: torch.device) -> Batch:
         """Moved to a device."""
         return Batch(**{name: value.to(device, non_blocking=True) for name, value in self.__dict__.items()})
+
+    def pin_memory(self) -> Batch:
+        """In memory that the GPU copies from by itself."""
+        return Batch(**{name: value.contiguous().pin_memory() for name, value in self.__dict__.items()})
 
     def mask(self) -> Tensor:
         """bool [B, 1, L, L], True where a row may look."""
@@ -63,27 +76,44 @@ def blocks(tokenizer: Tokenizer, asked: list[questions.Question]) -> tuple[list[
     return ids, labels, numbers, positions
 
 
-def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int) -> Batch:
-    """A batch of the scenes with these seeds."""
+def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, lossy: bool = False) -> Batch:
+    """A batch of the scenes with these seeds; a `lossy` one has lost visual tokens at random."""
     prefix = tokenizer.encode("<|im_start|>user ", add_special_tokens=False).ids
-    seen = len(prefix) + frames * TOKENS + 1
     scenes = [plan(seed, split, frames) for seed in seeds]
+    kept, span = _kept(np.random.default_rng([seeds[0], 4]), len(seeds), frames * TOKENS, lossy)
     rows = [blocks(tokenizer, questions.ask(scene, seed)) for scene, seed in zip(scenes, seeds, strict=True)]
     width = max(len(row[0]) for row in rows)
     fill = (0, IGNORED, 0, 0)
     ids, labels, block, after = (
         torch.tensor([row[part] + [fill[part]] * (width - len(row[part])) for row in rows]) for part in range(4)
     )
-    positions = torch.cat((torch.arange(seen).expand(len(rows), -1), after + seen), 1)
+    seen = torch.arange(len(prefix)).expand(len(rows), -1), len(prefix) + span
+    end = len(prefix) + int(span.max()) + 1
+    positions = torch.cat((*seen, torch.full((len(rows), 1), end), after + end + 1), 1)
     video = torch.from_numpy(np.stack([draw(scene) for scene in scenes]))
-    return Batch(video, torch.tensor(prefix), ids, labels, block, positions)
+    facts, motions = (
+        torch.from_numpy(np.stack([of(scene) for scene in scenes])).flatten(1, 2) for of in (cells.facts, cells.motions)
+    )
+    motions = motions.gather(1, kept[..., None].expand(-1, -1, motions.shape[-1]))
+    answers = torch.nonzero(labels.flatten() != IGNORED).flatten()
+    return Batch(video, facts, motions, kept, torch.tensor(prefix), ids, labels, answers, block, positions)
+
+
+def _kept(random: np.random.Generator, clips: int, total: int, lossy: bool) -> tuple[Tensor, Tensor]:
+    """Which visual tokens stay, int64 [clips, M], and their positions, the original ones or renumbered."""
+    if not lossy:
+        every = torch.arange(total).expand(clips, -1)
+        return every, every
+    count = int(total * (1 - random.uniform(0, LOST)))
+    kept = torch.from_numpy(np.sort(random.random((clips, total)).argsort(1)[:, :count], 1))
+    return kept, kept if random.random() < 0.5 else torch.arange(count).expand(clips, -1)
 
 
 class Stream(IterableDataset[Batch]):
-    """Endless batches of fresh scenes; every worker draws its own."""
+    """Endless batches of fresh scenes, short ones until batch `hard`; every worker draws its own."""
 
-    def __init__(self, tokenizer: str, size: int, start: int, frames: tuple[int, ...] = FRAMES) -> None:
-        self.tokenizer, self.size, self.start, self.frames = tokenizer, size, start, frames
+    def __init__(self, tokenizer: str, size: int, start: int, hard: int = 0, frames: tuple[int, ...] = FRAMES) -> None:
+        self.tokenizer, self.size, self.start, self.hard, self.frames = tokenizer, size, start, hard, frames
 
     def __iter__(self) -> Iterator[Batch]:
         tokenizer = Tokenizer.from_str(self.tokenizer)
@@ -91,6 +121,8 @@ class Stream(IterableDataset[Batch]):
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         at = self.start + number
         while True:
+            random = np.random.default_rng([at, 5])
+            lengths = self.frames[: EASY if at < self.hard else None]
             seeds = [at * self.size + i for i in range(self.size)]
-            yield make(tokenizer, "train", seeds, self.frames[at % len(self.frames)])
+            yield make(tokenizer, "train", seeds, int(random.choice(lengths)), bool(random.random() < 0.5))
             at += count

@@ -16,9 +16,14 @@ COLOURS = {
     "yellow": (235, 210, 50),
     "purple": (155, 60, 195),
     "white": (240, 240, 240),
+    "black": (12, 12, 12),
+    "orange": (240, 135, 25),
+    "cyan": (40, 205, 215),
+    "pink": (245, 135, 185),
 }
 SHAPES = ("ball", "box", "triangle", "cross", "ring")
 SIZES = {"small": 9, "large": 15}  # half side in pixels
+SPARK = 6  # likewise
 MOTIONS = ("still", "cross", "enter", "leave", "move", "turn", "stop")
 ODDS = (0.14, 0.22, 0.22, 0.12, 0.1, 0.1, 0.1)
 HELD_OUT = frozenset({("red", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("white", "box")})  # test only
@@ -28,6 +33,7 @@ FROM = {"right": "left", "left": "right", "down": "top", "up": "bottom"}  # movi
 OUTSIDE = 0.2  # how far beyond the edge a thing begins or ends, as a share of the side
 Split = Literal["train", "test"]
 Frames = NDArray[np.uint8]
+Pixels = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -181,21 +187,25 @@ def draw(scene: Scene, side: int = SIDE) -> Frames:
     for number in range(1 if scene.cut is None else 2):
         video[scene.shot(number).start : scene.shot(number).stop] = _background(random, side)
     for thing in scene.things:
-        present = np.flatnonzero(~np.isnan(thing.track[:, 0]))
-        mask = _mask(thing.shape, thing.track[present] * side, SIZES[thing.size] * side / SIDE, side)
-        video[present] = np.where(mask[..., None], np.array(COLOURS[thing.colour], np.float32), video[present])
+        video[covered(thing, side)] = COLOURS[thing.colour]
     if scene.spark is not None:
-        centre = np.array([scene.spark.centre], np.float32) * side
-        mask = _mask("spark", centre, 6 * side / SIDE, side)
-        frame = video[scene.spark.frame]
-        video[scene.spark.frame] = np.where(
-            mask[0][..., None], np.array(COLOURS[scene.spark.colour], np.float32), frame
-        )
+        video[covered(scene.spark, side)] = COLOURS[scene.spark.colour]
     phase, speed = random.uniform(0, 2 * np.pi), random.uniform(0.05, 0.2)
     light = 10 * np.sin(phase + speed * np.arange(scene.frames, dtype=np.float32))
-    video += light[:, None, None, None]
-    video += random.normal(0, 4, video.shape[:3]).astype(np.float32)[..., None]  # one draw a pixel: luminance noise
-    return video.clip(0, 255).astype(np.uint8)
+    noise = 4 * random.standard_normal(video.shape[:3], np.float32)  # one draw a pixel: luminance noise
+    video += (noise + light[:, None, None])[..., None]
+    return video.clip(0, 255, out=video).astype(np.uint8)
+
+
+def covered(what: Thing | Spark, side: int = SIDE) -> Pixels:
+    """The pixels that something covers in a clip: frame, row and column of each."""
+    if isinstance(what, Spark):
+        centre = np.array([what.centre], np.float32) * side
+        frame, row, column = _pixels("spark", centre, SPARK * side / SIDE, side)
+        return frame + what.frame, row, column
+    present = np.flatnonzero(~np.isnan(what.track[:, 0]))
+    frame, row, column = _pixels(what.shape, what.track[present] * side, SIZES[what.size] * side / SIDE, side)
+    return present[frame], row, column
 
 
 def _background(random: np.random.Generator, side: int) -> NDArray[np.float32]:
@@ -209,11 +219,19 @@ def _background(random: np.random.Generator, side: int) -> NDArray[np.float32]:
     return np.asarray(smooth + fine, np.float32)
 
 
-def _mask(shape: str, centres: NDArray[np.float32], half: float, side: int) -> NDArray[np.bool_]:
-    """bool [n, side, side] of a shape around centres [n, 2] in pixels."""
-    grid = np.arange(side, dtype=np.float32) + 0.5
-    dx = grid[None, None, :] - centres[:, 0, None, None]
-    dy = grid[None, :, None] - centres[:, 1, None, None]
+def _pixels(shape: str, centres: NDArray[np.float32], half: float, side: int) -> Pixels:
+    """Which of n shapes around centres [n, 2] covers which pixel; only a square around each is looked at."""
+    corner = np.floor(centres - half).astype(int)
+    along = corner[:, None, :] + np.arange(int(2 * half) + 2)[None, :, None]  # [n, width, 2]
+    offset = (along + 0.5 - centres[:, None, :]).astype(np.float32)
+    inside = (along >= 0) & (along < side)
+    mask = _mask(shape, offset[:, None, :, 0], offset[:, :, None, 1], half)
+    number, y, x = np.nonzero(mask & inside[:, None, :, 0] & inside[:, :, None, 1])
+    return number, along[number, y, 1], along[number, x, 0]
+
+
+def _mask(shape: str, dx: NDArray[np.float32], dy: NDArray[np.float32], half: float) -> NDArray[np.bool_]:
+    """Where a shape is, by the offset from its centre in pixels."""
     ax, ay = np.abs(dx), np.abs(dy)
     if shape == "box":
         return np.asarray((ax < 0.88 * half) & (ay < 0.88 * half))
