@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -234,3 +235,11 @@ def drive(made: CameraWatcher, clock: FakeClock, seconds: float, tick: float = 0
     while clock.now < end:
         if not made._turns.step():
             clock.now += tick
+
+
+def wait(happened: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what another thread does; fails when it never comes."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.001)

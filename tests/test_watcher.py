@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -13,7 +12,7 @@ import pytest
 from dycoke_edge import Answer, BusyError, Camera, CameraWatcher, EngineError, Event, Rule, StaleError, UsageError
 from dycoke_edge.runtime.camera.schedule import Schedule
 from dycoke_edge.runtime.reply import Piece
-from tests.cameras import Cost, FakeClock, FakeLLM, FakeReader, Readers, by_hand, drive
+from tests.cameras import Cost, FakeClock, FakeLLM, FakeReader, Readers, by_hand, drive, wait
 
 PERSON = Rule("person", "Is a person in view?")
 GATE = Camera("gate", "rtsp://x")
@@ -528,12 +527,6 @@ def feed(reader: FakeReader, clock: FakeClock, until: Callable[[], object]) -> N
         reader.put()
         clock.now += 1
         wait(lambda: not reader.waiting or until())
-
-
-def wait(happened: Callable[[], object]) -> None:
-    """Wait for what another thread does; the watchdog of the test run ends it when it never comes."""
-    while not happened():
-        time.sleep(0.001)
 
 
 class Holding:

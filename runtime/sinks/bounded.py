@@ -13,6 +13,8 @@ from typing import Any
 from dycoke_edge.runtime.camera.events import Event
 from dycoke_edge.runtime.camera.redact import redact
 
+FOR_EVER = 2**31  # attempts: an event waits until newer ones push it out
+
 
 class Transient(Exception):
     """The receiver cannot take an event now; `after` says when to try again, None leaves it to the backoff."""
@@ -128,7 +130,7 @@ class BoundedSink(ABC):
                 return True
             except Exception as error:  # whatever a receiver does, the others and the cameras go on
                 self.failures += 1
-                self.error = redact(f"{type(error).__name__}: {error}")
+                self.error = redact(str(error) if isinstance(error, Transient) else f"{type(error).__name__}: {error}")
                 if not isinstance(error, Transient) or self._closing:
                     return False
                 self._pause(attempt, error.after)

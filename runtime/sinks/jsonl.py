@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import Event
-from dycoke_edge.runtime.sinks.bounded import BoundedSink, Transient
+from dycoke_edge.runtime.sinks.bounded import FOR_EVER, BoundedSink, Transient
 
 
 class JsonlSink(BoundedSink):
@@ -28,7 +28,7 @@ class JsonlSink(BoundedSink):
         backoff: tuple[float, float] = (1.0, 60.0),
     ) -> None:
         self.path = Path(path)
-        super().__init__(f"jsonl {self.path.name}", capacity, backoff=backoff)
+        super().__init__(f"jsonl {self.path.name}", capacity, FOR_EVER, backoff)
         self._max_bytes, self._keep, self._fsync = max_bytes, keep, fsync
         if max_bytes < 1 or keep < 1:
             raise UsageError(

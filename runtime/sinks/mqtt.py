@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from dycoke_edge.errors import DycokeEdgeError, UsageError
 from dycoke_edge.runtime.camera.events import Event
 from dycoke_edge.runtime.sinks import discovery as home_assistant
-from dycoke_edge.runtime.sinks.bounded import BoundedSink, Transient
+from dycoke_edge.runtime.sinks.bounded import FOR_EVER, BoundedSink, Transient
 
+LAST_WAIT_S = 1.0  # for a connection, when closing
 WAIT_S = 5.0  # for a connection, before a failure is counted
-FOR_EVER = 2**31  # attempts: an event waits for the broker until newer ones push it out
 
 
 class Controls(Protocol):
@@ -65,7 +65,8 @@ class MqttSink(BoundedSink):
         super().__init__(f"mqtt {host}", capacity, FOR_EVER, backoff=(0.1, 1.0))
         self._prefix, self._discovery, self._qos = prefix, discovery, qos
         self._controls: Controls | None = None
-        self._online = False
+        self._online = self._gave_up = False
+        self._why = "no connection to the broker"
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id)
         self._client.username_pw_set(username, password)
         if tls:
@@ -89,8 +90,10 @@ class MqttSink(BoundedSink):
         """Publish one event and what it changes; Transient without a connection."""
         with self._changed:
             self._changed.wait_for(lambda: self._online or self._closing, WAIT_S)
+            if not self._online and not self._gave_up:  # closing: a connection may just be on its way
+                self._gave_up = not self._changed.wait_for(lambda: self._online, LAST_WAIT_S) and self._closing
             if not self._online:
-                raise Transient(self.error or "no connection to the broker", 0.0)
+                raise Transient(self._why, 0.0)
         for topic, payload, retained in self._messages(event):
             self._publish(topic, payload, retained)
 
@@ -154,7 +157,7 @@ class MqttSink(BoundedSink):
 
     def _connected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self.error = f"the broker refused: {reason}"
+            self._why = self.error = f"the broker refused: {reason}"
             return
         client.subscribe(f"{self._prefix}/+/enabled/set")
         self._say_all()
@@ -164,7 +167,9 @@ class MqttSink(BoundedSink):
 
     def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         with self._changed:
-            self._online, self.error = False, f"no connection to the broker: {reason}"
+            if self._online:
+                self._why = self.error = f"no connection to the broker: {reason}"
+            self._online = False
             self._changed.notify_all()
 
     def _commanded(self, client: Any, data: Any, message: Any) -> None:
