@@ -23,7 +23,7 @@ from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
 from dycoke_edge.runtime.loop import Decoder, Ids
 from dycoke_edge.runtime.reply import Piece, pieces
-from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.video import resize
 
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ class LiveVideo:
         stats.visual_tokens_kept = self.kv.num_visual
         stats.merge_applied = stats.visual_tokens_kept < stats.visual_tokens_in
         stats.kv_bytes_reserved = self.kv.nbytes
+        stats.why_not = why_not(stats.frames, self.compression)
         return stats
 
     def _count(self, pushed: Pushed) -> Pushed:

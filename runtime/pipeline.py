@@ -24,7 +24,7 @@ from dycoke_edge.runtime.layers import Layers
 from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
-from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.text import Text
 from dycoke_edge.runtime.video import open_visual, read_image, resize
 
@@ -109,7 +109,7 @@ class VideoLLM:
         frames = self._frames(video, image, clip, reading)
         stats.video_latency = perf_counter() - began
         stats.text_tokens, stats.frames = num_text, len(frames)
-        stats.why_not = _why_not(len(frames), compression)
+        stats.why_not = why_not(len(frames), compression)
         began = perf_counter()
         assembled = Prompt(prefix, suffix)
         if len(frames):
@@ -251,17 +251,3 @@ def _as_frames(array: NDArray[Any], name: str, dims: int) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != dims or array.shape[-1] != 3 or 0 in array.shape:
         raise UsageError(f"{name} has {array.dtype} {list(array.shape)}; give uint8 {want} with at least one pixel")
     return array
-
-
-def _why_not(num_frames: int, compression: Compression) -> list[str]:
-    """Where compression does not apply to this request, in words."""
-    if num_frames == 0:
-        return ["no video: text only"]
-    reasons = []
-    if compression.merge_ratio == 0:
-        reasons.append("merge is off: merge_ratio is 0")
-    elif num_frames == 1:
-        reasons.append("nothing to merge: one frame")
-    if compression.prune_ratio == 0:
-        reasons.append("keep is off: prune_ratio is 0")
-    return reasons

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dycoke_edge.config import Compression
 from dycoke_edge.runtime.loop import Step
 
 
@@ -68,3 +69,17 @@ class Stats:
             "inter_token_latency_p50": self.percentile(50),
             "inter_token_latency_p90": self.percentile(90),
         }
+
+
+def why_not(num_frames: int, compression: Compression) -> list[str]:
+    """Where compression does not apply to this request, in words."""
+    if num_frames == 0:
+        return ["no video: text only"]
+    reasons = []
+    if compression.merge_ratio == 0:
+        reasons.append("merge is off: merge_ratio is 0")
+    elif num_frames == 1:
+        reasons.append("nothing to merge: one frame")
+    if compression.prune_ratio == 0:
+        reasons.append("keep is off: prune_ratio is 0")
+    return reasons

@@ -60,7 +60,17 @@ def test_a_streamed_clip_gives_the_ids_of_the_whole_clip(llm: VideoLLM, name: st
         got = llm.reply(live.ask("What?", SHORT), SHORT)
         assert got.token_ids == want.token_ids and got.text == want.text
     assert len(set(want.token_ids)) > 4
-    for name in ("frames", "visual_tokens_in", "visual_tokens_kept", "text_tokens", "refreshes", "mean_active_rows"):
+    for name in (
+        "frames",
+        "why_not",
+        "merge_applied",
+        "keep_applied",
+        "visual_tokens_in",
+        "visual_tokens_kept",
+        "text_tokens",
+        "refreshes",
+        "mean_active_rows",
+    ):
         assert getattr(got.stats, name) == getattr(want.stats, name)
 
 
