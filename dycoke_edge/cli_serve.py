@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.camera.events import Sink
     from dycoke_edge.runtime.serve.config import ServeConfig, Sinks
 
+STOP_S = 3.0  # that open alerts and sinks have to be finished
+
 
 def add_commands(commands: Any) -> None:
     """Add the command to the command line."""
@@ -80,9 +82,13 @@ def run(bundle: Path, config: ServeConfig) -> None:
             live=config.live,
         )
         server = make_server(make_app(watcher, llm, config.server), config.server)
+        watcher.start()
         host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
         output.people.print(f"serving {len(config.cameras)} cameras on http://{host}:{listening.getsockname()[1]}")
-        server.run(sockets=[listening])
+        try:
+            server.run(sockets=[listening])
+        finally:
+            watcher.stop(STOP_S)
 
 
 def listen(host: str, port: int) -> socket.socket:

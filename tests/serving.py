@@ -70,7 +70,7 @@ def serving(
     """A server with these cameras; `options` are fields of ServeSpec."""
     spec = ServeSpec(port=0, **options)
     watcher = CameraWatcher(llm, cameras, rules)
-    with listen(spec.host, 0) as listening:
+    with watcher, listen(spec.host, 0) as listening:
         port = listening.getsockname()[1]
         server = make_server(make_app(watcher, llm, spec), spec)
         thread = threading.Thread(target=lambda: server.run(sockets=[listening]), name="server")

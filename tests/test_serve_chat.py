@@ -241,14 +241,14 @@ def test_bad_prompts_do_not_make_the_server_unready(served: Served) -> None:
     assert served.http.get("/v1/health/ready").status_code == 200
 
 
-def test_a_stale_camera_is_not_asked_about(model: VideoLLM, tmp_path: Path) -> None:
+def test_a_stale_camera_is_not_asked_about(tiny_bundle: Path) -> None:
     away = Camera("away", "rtsp://127.0.0.1:9/none")
-    with serving(model, [away]) as served:
+    with serving(VideoLLM.load(tiny_bundle, kv_capacity=1024), [away]) as served:
         found = served.ask(stream("away"), text())
         assert error(found, 503)["code"] == "stale"
 
 
-def test_an_error_on_the_way_is_no_text(served: Served, model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_on_the_way_is_no_text(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     real = VideoLLM.stream
 
     def fails(self: VideoLLM, *arguments: Any, **options: Any) -> Iterator[Any]:

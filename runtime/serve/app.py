@@ -17,25 +17,19 @@ from dycoke_edge.runtime.serve import alerts, chat, errors, events, health, page
 from dycoke_edge.runtime.serve.guard import Guard
 from dycoke_edge.runtime.serve.service import Service
 
-STOP_S = 3.0
-
 
 def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callable[[], float] = time.time) -> FastAPI:
-    """The application. It starts the watcher when it starts, and stops it when it stops; `app.state.stop()` may be
-    called from any thread and ends answers that would go on. Run it with `listener.make_server`, which holds the time
-    limits that an application cannot."""
+    """The application over a watcher that was started, and is stopped after it. `app.state.stop()` may be called from
+    any thread and ends answers that would go on. Run it with `listener.make_server`, which holds the time limits that
+    an application cannot."""
     service = Service(watcher, llm, spec)
     loops = list[asyncio.AbstractEventLoop]()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
-        await service.apart(watcher.start)
-        try:
-            yield
-        finally:
-            service.closing.set()
-            await service.apart(watcher.stop, STOP_S)
+        yield
+        service.closing.set()
 
     def stop() -> None:
         for loop in loops:
