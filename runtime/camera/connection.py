@@ -42,6 +42,7 @@ class Connection:
         """Begins; `wake` is called at every turn of events."""
         if self._source is None:
             self.done.set()
+            wake()
             return
         arguments = self._source, put, wake
         threading.Thread(target=self._run, args=arguments, name=f"camera-{self._name}-read", daemon=True).start()
@@ -84,7 +85,10 @@ class Connection:
         self._opened = self._clock.monotonic()
         self.info = info
         for frame in source:
-            if self._cut or not put(frame, info.live):
+            if self._cut:
+                self.tally.drop("stopped")
+                return
+            if not put(frame, info.live):
                 return
             if not self.showing:
                 self.showing = True

@@ -60,6 +60,8 @@ class Keeper:
         if threading.current_thread() is not self.thread:
             self.thread.join(timeout)
         connection = self._connection
+        if connection is not None:
+            connection.cut()
         done = connection is None or connection.done.wait(max(0.0, late - clock.monotonic()))
         self._ledger.end(lost)
         return done
@@ -83,14 +85,14 @@ class Keeper:
         connection = self._connection = self._new()
         online: float | None = None
         failure: SourceError | None = None
-        while failure is None and not connection.done.is_set() and not self._stop.is_set():
+        done = False
+        while failure is None and not done and not self._stop.is_set():
             self._doze()
+            done = connection.done.is_set()  # before the look at `showing`, or a short life would go unseen
             if online is None and connection.showing:
                 online = self._plan.clock.monotonic()
                 self._ledger.turn("online", info=connection.info)
-            failure = connection.stalled(self._plan.spec)
-        if connection.done.is_set():
-            failure = connection.failure
+            failure = connection.failure if done else connection.stalled(self._plan.spec)
         finite = self._plan.finite if connection.info is None else connection.info.finite
         if failure is not None and not finite and not self._stop.is_set():
             self._ledger.turn("offline", failure)
