@@ -236,6 +236,21 @@ def test_a_caption_is_cut_short_for_a_question_but_not_twice_in_a_row() -> None:
         assert [event.dropped_windows for event in of(made, "description")] == [1]
 
 
+def test_a_caption_of_a_file_begins_again_after_the_question() -> None:
+    llm = FakeLLM()
+    llm.words = ("one ", "two ", "three")
+    with by_hand(llm, Camera("gate", "file:///clip.mp4", prompt="What?")) as (made, readers):
+        reader = readers["gate"]
+        for i in range(16):
+            reader.put(pts=float(i))
+        asked = list[Iterator[Piece]]()
+        llm.before_piece = lambda: asked or asked.append(made.ask_stream("gate", "Is it?"))  # type: ignore[func-returns-value]
+        drive(made, llm.clock, 1)
+        assert [event.text for event in of(made, "description")] == ["one two three"] * 3
+        assert answered(made, asked[0]) == "one two three"
+        assert made.status()["cameras"]["gate"]["dropped_windows"] == {}
+
+
 def test_the_line_is_bounded_and_says_when_to_come_back() -> None:
     llm = FakeLLM(cost=Cost(piece=2))
     with by_hand(llm, GATE, waiting=2) as (made, readers):

@@ -193,7 +193,8 @@ class Lane:
         self.alerts.window(rule, score, look, self._time_source)
 
     def _answer(self, look: Look) -> None:
-        """Answer the camera's own prompt; a question that waits cuts it short, but not twice in a row."""
+        """Answer the camera's own prompt. A question that waits cuts it short, but not twice in a row; a file's answer
+        begins again after it, a camera's window is given up."""
         assert self.camera.prompt is not None
         began, parts = self._now(), list[str]()
         pieces = self.recent.live.ask(self.camera.prompt, Sampling(max_new_tokens=self.camera.max_new_tokens))
@@ -202,8 +203,11 @@ class Lane:
             if self._hurry(self._hurried):
                 pieces.close()  # type: ignore[attr-defined]
                 self._hurried = True
-                self.counts.dropped["asked"] += 1
-                self._passed += 1
+                if self.lossless:
+                    self._tasks.append(lambda: self._answer(look))  # once more, after the question
+                else:
+                    self.counts.dropped["asked"] += 1
+                    self._passed += 1
                 return
         self._hurried = False
         self._took(look, "answer", began)

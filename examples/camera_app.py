@@ -1,0 +1,59 @@
+"""A camera application in one file: two cameras, two rules, one model, and a question in between.
+
+make demo                                                   # once: the default model as a bundle
+.venv/bin/python -m examples.camera_app                     # on test pictures and a clip
+.venv/bin/python -m examples.camera_app BUNDLE rtsp://user:password@camera/stream 0   # 0 is /dev/video0
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dycoke_edge import Camera, CameraWatcher, Event, Rule, VideoLLM
+from dycoke_edge.runtime.sinks.jsonl import JsonlSink
+
+BUNDLE = "build/default-bundle"
+URIS = ["test://?seconds=30&motion=2", "examples/clip.mp4"]
+
+RULES = [
+    Rule("moving", "Is anything moving?", threshold=0.6, clear_threshold=0.4, consecutive=2, cooldown_s=30),
+    Rule("people", "Is a person in view?", alert_type="intrusion", severity="warning"),
+]
+
+
+def on_event(event: Event) -> None:
+    """Called in a thread of its own, one event after the other; nothing in here can hold the model up."""
+    if event.type == "alert":
+        print(f"{event.camera}: alert {event.rule_id} {event.phase}, {event.verdict}, yes at {event.score:.0%}")
+    elif event.type == "description":
+        share = event.vision_tokens_kept / event.vision_tokens_in
+        print(f"{event.camera}: {event.text!r} ({event.frames} frames, {share:.0%} of their tokens)")
+    else:
+        print(f"{event.camera}: {event.state or event.type} {event.reason or ''}")
+
+
+def main(bundle: str = BUNDLE, *uris: str) -> None:
+    """Watch until the files end, or for ever."""
+    cameras = [
+        Camera(f"camera{number}", uri, fps=2, window_s=4, every_s=2, prompt="What happens?", max_new_tokens=16)
+        for number, uri in enumerate(uris or URIS, 1)
+    ]
+    log = JsonlSink(Path("build/events.jsonl"))
+    with CameraWatcher(VideoLLM.load(bundle), cameras, RULES, on_event=[on_event, log]) as watcher:
+        asked = False
+        while not watcher.join(timeout=1):
+            if not asked and watcher.window("camera1"):
+                answer = watcher.ask("camera1", "What colour is it?")  # rules and alerts go on meanwhile
+                print(
+                    f"asked: {answer.text!r}" if answer.status == "ok" else f"asked: {answer.status}, {answer.reason}"
+                )
+                asked = True
+        status = watcher.status()
+    for name, camera in status["cameras"].items():
+        kept, came = camera["vision_tokens_kept"], camera["vision_tokens_in"]
+        print(f"{name}: {camera['windows']} windows, {kept} of {came} tokens kept, dropped {camera['dropped_windows']}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
