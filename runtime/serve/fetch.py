@@ -38,6 +38,8 @@ class Fetcher:
         try:
             with closing(self._pool(parts.scheme, address, host, port)) as pool:
                 self._read(pool, path, parts.netloc, into)
+        except InputError:
+            raise
         except (urllib3.exceptions.HTTPError, OSError, ValueError):
             raise InputError("the URL cannot be fetched: no answer, or a broken one") from None
 
