@@ -108,8 +108,10 @@ def ask(args: argparse.Namespace) -> None:
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(engine))
     output.random_weights(llm.bundle.manifest)
     if address.kind == "file":
-        reply = llm.generate(args.prompt, address.target, None, compression, sampling, clip)
-        output.answer(reply.text, reply.as_dict(), args.json)
+        pieces = llm.stream(args.prompt, address.target, None, compression, sampling, clip)
+        reply = llm.reply(pieces if args.json else output.echo(pieces), sampling)
+        if args.json:
+            output.json_line(reply.as_dict())
         return
     camera = Camera("camera", uri, window_s=args.window_s, **({"fps": args.fps} if args.fps else {}))
     answer = _ask_camera(llm, camera, args.prompt, sampling, compression, take(args, ReaderSpec, READING))
@@ -136,8 +138,8 @@ def _follow(watcher: CameraWatcher, camera: str, screen: Screen, as_json: bool) 
         if status.frames == 0:
             check(status)
     check(watcher.camera_status(camera))
-    if not watcher.status()["ready"]:
-        raise EngineError("; ".join(watcher.status()["reasons"]))
+    if watcher.status()["failures_in_a_row"]:
+        raise EngineError(f"the model failed at the end: {watcher.status()['last_failure']}")
 
 
 def _ask_camera(

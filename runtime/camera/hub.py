@@ -24,6 +24,7 @@ class Hub:
         self.new_id = Ulids(clock.time)
         self.failures = 0
         self.failures_in_a_row = 0
+        self._failed_stage = ""
         self.last_failure: str | None = None
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])  # stage -> count, sum
@@ -50,12 +51,14 @@ class Hub:
             entry[0] += 1
             entry[1] += seconds
 
-    def worked(self) -> None:
-        """The model did what it was asked."""
-        self.failures_in_a_row = 0
+    def worked(self, stage: str) -> None:
+        """The model did what it was asked. That it can still take frames says nothing about its answers."""
+        if stage != "push" or self._failed_stage == "push":
+            self.failures_in_a_row = 0
 
-    def failed(self, error: BaseException) -> str:
+    def failed(self, error: BaseException, stage: str = "answer") -> str:
         """The model failed; returns a line that says why."""
+        self._failed_stage = stage
         self.failures += 1
         self.failures_in_a_row += 1
         self.last_failure = line(error)

@@ -131,7 +131,7 @@ class Lane:
         began = self._now()
         due, lost = self.recent.push(frame, self.lossless)
         self._hub.took("push", self._now() - began)
-        self._hub.worked()
+        self._hub.worked("push")
         newest = self.recent.view.newest
         assert newest is not None
         self.counts.frames += 1
@@ -254,12 +254,13 @@ class Lane:
 
     def _failed(self, error: Exception) -> None:
         """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
+        stage = "push" if self._look_now is None else "answer"
         self._tasks.clear()
         self._look_now = None
         self.counts.failures += 1
         self.counts.dropped["failed"] += 1
         self._passed += 1
-        reason = self._hub.failed(error)
+        reason = self._hub.failed(error, stage)
         if not isinstance(error, UsageError):
             try:
                 self.recent.forget()
@@ -273,7 +274,7 @@ class Lane:
         seconds = self._now() - began
         look.took(stage, seconds)
         self._hub.took(stage, seconds)
-        self._hub.worked()
+        self._hub.worked(stage)
 
     def _now(self) -> float:
         return self._hub.clock.monotonic()

@@ -202,7 +202,7 @@ class CameraWatcher(Asking):
 
         {"state": "new|running|stopped", "ready": bool, "reasons": [str], "model": str, "backend": str,
          "questions": {"waiting": int, "answered": int, "refused": int, "failed": int},
-         "failures": int, "failures_in_a_row": int,
+         "failures": int, "failures_in_a_row": int, "last_failure": str | None,
          "events": {"alert/confirmed": int, ...}, "seconds": {stage: {"count": int, "sum": float}},
          "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "decoded_frames",
              "dropped_frames": {reason: n}, "reconnects": {reason: n}, "last_frame_age_s", "frames" (given to the
@@ -228,6 +228,7 @@ class CameraWatcher(Asking):
             },
             "failures": self._hub.failures,
             "failures_in_a_row": self._hub.failures_in_a_row,
+            "last_failure": self._hub.last_failure,
             "cameras": {name: post.status() for name, post in posts.items()},
             **self._hub.numbers(),
         }
