@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dycoke_edge import __version__, cli
+from dycoke_edge.cli_options import take
 from dycoke_edge.config import Clip, Compression, EngineSpec, ExportSpec, Options, Sampling, flag
 from tests import clips
 from tests.commands import ROOT, Argument, Outcome, apart, here, python, start, wait_until
@@ -260,7 +261,7 @@ def test_defaults_are_those_of_config(capsys: Capture, command: str, group: type
         said = text.split(f"{flag(field.name)} ")[1]
         assert re.match(rf"([A-Z{{].*?)?{re.escape(field.metadata['help'] + shown)}(?! \(default)", said), field.name
     required = ["M", "B"] if command == "export" else ["B", "--prompt", "x"]
-    assert cli.take(cli.parse_args([command, *required]), group) == group()
+    assert take(cli.parse_args([command, *required]), group) == group()
 
 
 # terminals, pipes and signals

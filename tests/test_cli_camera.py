@@ -275,6 +275,23 @@ def test_ask_a_camera_that_is_not_there(capsys: Capture, tiny_bundle: Path) -> N
     assert outcome.code == 3 and "refused" in outcome.err and outcome.out == ""
 
 
+# probe
+
+
+def test_probe_says_what_a_file_sends(capsys: Capture) -> None:
+    outcome = here(capsys, "probe", CLIP, "--json")
+    assert outcome.code == 0, outcome.err
+    (facts,) = events(outcome.out)
+    assert facts["codec"] == "h264" and facts["frames"] > 10 and facts["pts_breaks"] == 0 and not facts["live"]
+    shown = here(capsys, "probe", CLIP)
+    assert shown.code == 0 and re.search(r"^codec +h264$", shown.out, re.MULTILINE)
+
+
+def test_probe_of_what_is_not_there(capsys: Capture) -> None:
+    outcome = here(capsys, "probe", f"rtsp://admin:{CANARY}@127.0.0.1:{closed_port()}/x")
+    assert outcome.code == 3 and "refused" in outcome.complaint and CANARY not in outcome.err
+
+
 # The screen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -18,14 +19,14 @@ RULE = Rule("person", "Is a person in view?", threshold=0.6, clear_threshold=0.4
 EVERY = 4.0
 
 
-def run(rule: Rule, scores: list[float | None], start: float = 0.0) -> list[Change | None]:
+def run(rule: Rule, scores: Sequence[float | None], start: float = 0.0) -> list[Change | None]:
     """One change a window, windows EVERY seconds apart."""
     ids = map(str, itertools.count())
     state = AlertState(rule, lambda: next(ids))
     return [state.window(s, start + EVERY * i, (EVERY * i - 7, EVERY * i)) for i, s in enumerate(scores)]
 
 
-def phases(rule: Rule, scores: list[float | None]) -> str:
+def phases(rule: Rule, scores: Sequence[float | None]) -> str:
     """n, u, e or . for every window."""
     return "".join(change.phase[0] if change else "." for change in run(rule, scores))
 
@@ -79,7 +80,7 @@ def test_a_probability_is_yes_among_yes_and_no(scores: dict[str, float], expecte
         ([0.9] * 17, ".n" + "." * 7 + "u" + "." * 7),
     ],
 )
-def test_phases(scores: list[float | None], expected: str) -> None:
+def test_phases(scores: Sequence[float | None], expected: str) -> None:
     assert phases(RULE, scores) == expected
 
 
@@ -114,7 +115,7 @@ SCORES = st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=80)
 
 @given(SCORES, st.integers(1, 4), st.floats(0, 100), st.floats(0, 1), st.floats(0, 1))
 def test_whatever_comes_phases_alternate_and_cooldown_holds(
-    scores: list[float | None], consecutive: int, cooldown: float, one: float, other: float
+    scores: Sequence[float | None], consecutive: int, cooldown: float, one: float, other: float
 ) -> None:
     low, high = sorted((one, other))
     rule = Rule("r", "?", threshold=high, clear_threshold=low, consecutive=consecutive, cooldown_s=cooldown)

@@ -227,9 +227,12 @@ def test_a_caption_is_cut_short_for_a_question_but_not_twice_in_a_row() -> None:
     pieces = list[Iterator[Piece]]()
     with by_hand(llm, replace(GATE, prompt="What?")) as (made, readers):
         readers["gate"].fps = 1
-        llm.before_piece = lambda: (
-            pieces.append(made.ask_stream("gate", "Is it?")) if llm.calls[-1] == "ask What?" else None  # type: ignore[func-returns-value]
-        )
+
+        def interrupt() -> None:
+            if llm.calls[-1] == "ask What?":
+                pieces.append(made.ask_stream("gate", "Is it?"))
+
+        llm.before_piece = interrupt
         drive(made, llm.clock, 17)
         assert made.status()["cameras"]["gate"]["dropped_windows"] == {"asked": 2}
         assert [event.text for event in of(made, "description")] == ["one two three"]
@@ -244,7 +247,12 @@ def test_a_caption_of_a_file_begins_again_after_the_question() -> None:
         for i in range(16):
             reader.put(pts=float(i))
         asked = list[Iterator[Piece]]()
-        llm.before_piece = lambda: asked or asked.append(made.ask_stream("gate", "Is it?"))  # type: ignore[func-returns-value]
+
+        def interrupt() -> None:
+            if not asked:
+                asked.append(made.ask_stream("gate", "Is it?"))
+
+        llm.before_piece = interrupt
         drive(made, llm.clock, 1)
         assert [event.text for event in of(made, "description")] == ["one two three"] * 3
         assert answered(made, asked[0]) == "one two three"
