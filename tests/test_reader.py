@@ -172,10 +172,15 @@ def test_the_end_of_a_live_stream_is_a_failure_and_the_next_one_another_segment(
 
 
 def test_every_source_is_closed_before_the_next_one_is_opened() -> None:
-    sources = [Fake(1), failing("timeout"), Fake(RuntimeError(CANARY)), Fake("idle")]
     opened: list[list[int]] = []
-    for source in sources:
-        source.open = lambda source=source: (opened.append([s.closed for s in sources]), Fake.open(source))[1]  # type: ignore[misc]
+
+    class Noting(Fake):
+        def open(self) -> SourceInfo:
+            opened.append([source.closed for source in sources])
+            return super().open()
+
+    failure = SourceError("timeout", "no answer")
+    sources = [Noting(1), Noting("open", failure), Noting(RuntimeError(CANARY)), Noting("idle")]
     camera, _ = reader(*sources, spec=ReaderSpec(retry_first=0.01))
     camera.start()
     wait(lambda: len(opened) == 4)
@@ -196,7 +201,7 @@ def test_an_exception_that_nobody_foresaw_costs_a_connection(caplog: pytest.LogC
 
 
 def test_a_source_that_cannot_be_made_is_tried_again() -> None:
-    line = iter([SourceError("timeout", "no"), OSError("no"), Fake(1, "idle")])
+    line: Iterator[Exception | Fake] = iter([SourceError("timeout", "no"), OSError("no"), Fake(1, "idle")])
 
     def make() -> Fake:
         made = next(line)
@@ -368,7 +373,8 @@ def test_a_file_at_its_own_speed_is_a_camera() -> None:
     frames = [camera.take() for _ in range(15)]
     times = [frame.monotonic_s for frame in frames if frame]
     assert np.allclose(np.diff(times), 0.2) and clock.now == pytest.approx(1002.9)
-    assert camera.status().info is not None and camera.status().info.live
+    info = camera.status().info
+    assert info is not None and info.live and info.finite
 
 
 # Which live pictures are taken

@@ -16,6 +16,7 @@ import pytest
 from dycoke_edge.config import Clip, ReaderSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.frame import Frame, Tally
+from dycoke_edge.runtime.camera.probe import probe
 from dycoke_edge.runtime.camera.source import Source, SourceError, open_source
 from dycoke_edge.runtime.camera.timeline import Timeline
 from dycoke_edge.runtime.camera.uri import parse_uri
@@ -353,3 +354,22 @@ def test_without_the_bindings_the_error_says_what_to_install() -> None:
     code = "import sys; sys.modules['gi'] = None\n" + GST.replace("sys.path.append", "str")
     done = subprocess.run([sys.executable, "-c", code, "csi://0"], capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 1 and "python3-gst-1.0" in done.stderr.splitlines()[-1]
+
+
+# Probe
+
+
+def test_probe_says_what_a_file_holds(tmp_path: Path) -> None:
+    parts = [part(tmp_path, f"p{place}", start) for place, start in enumerate((0, 37600, 0))]
+    report = probe(joined(tmp_path / "joined.ts", parts))
+    assert (report.codec, report.width, report.height, report.live) == ("h264", 128, 96, False)
+    assert (report.frames, report.pts_breaks, report.pts_missing, report.frames_dropped) == (36, 2, 0, {})
+    assert report.fps_measured == pytest.approx(12, abs=0.01) and report.pts_largest_step == pytest.approx(
+        1 / 12, abs=1e-3
+    )
+    assert 0 <= report.seconds_to_open <= report.seconds_to_first_frame
+
+
+def test_probe_of_what_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="does not exist"):
+        probe(tmp_path / "none.mp4")

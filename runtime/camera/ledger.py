@@ -28,14 +28,15 @@ class Ledger:
         self._reconnects: Counter[str] = Counter()
 
     def turn(self, state: State, failure: SourceError | None = None, info: SourceInfo | None = None) -> None:
-        """Notes a state and tells `on_status` if anything changed. Without `info` the last known stays."""
+        """Notes a state, and tells `on_status` if it is another one: not of every reason why a camera stays offline.
+        Without `info` the last known stays."""
         with self._lock:
             old = self._status
             text, code = (None, None) if failure is None else (str(failure), failure.code)
             since = old.since if state == old.state else self._clock.time()
             new = dataclasses.replace(old, state=state, since=since, error=text, code=code, info=info or old.info)
             self._status = new
-        if new != old:
+        if state != old.state:
             try:
                 self._on_status(self.status())
             except Exception:  # of the application: its camera goes on

@@ -74,7 +74,7 @@ class PatternSource:
         noise = self._address.number("noise", 0)
         if noise:
             grain = np.random.default_rng((seed, index, 2)).normal(0, noise, image.shape)
-            image = np.clip(image + grain, 0, 255).astype(np.uint8)
+            np.clip(image + grain, 0, 255, out=image, casting="unsafe")
         return image
 
     def _ground(self, draw: np.random.Generator) -> NDArray[np.uint8]:

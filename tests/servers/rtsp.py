@@ -6,9 +6,12 @@ import functools
 import os
 import signal
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import av
 import pytest
 
 PYTHON = "/usr/bin/python3"
@@ -71,3 +74,18 @@ class RtspServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.kill()
+
+
+def transcode(source: Path, target: Path, frames: int, size: tuple[int, int], rate: int = 10) -> Path:
+    """The first frames of a video as H.264 in an .mp4, a key frame every two seconds, as cameras send it."""
+    with av.open(str(source)) as video, av.open(str(target), "w") as out:
+        stream: Any = out.add_stream(
+            "libx264", rate=rate, options={"bf": "0", "g": str(2 * rate), "preset": "veryfast"}
+        )
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for index, frame in zip(range(frames), video.decode(video=0), strict=False):
+            scaled = frame.reformat(*size, "yuv420p")
+            scaled.pts, scaled.time_base = index, Fraction(1, rate)
+            out.mux(stream.encode(scaled))
+        out.mux(stream.encode(None))
+    return target
