@@ -101,6 +101,7 @@ class MqttSink(BoundedSink):
         """Say that this end is meant, and leave."""
         if self._online:
             self._client.publish(f"{self._prefix}/available", "stopped", retain=True).wait_for_publish(1.0)
+        self._online = False  # so that leaving is no failure
         self._client.disconnect()
         self._client.loop_stop()
 
