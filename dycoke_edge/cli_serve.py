@@ -68,9 +68,9 @@ def run(bundle: Path, config: ServeConfig) -> None:
 
     _log()
     with listen(config.server.host, config.server.port) as listening:
+        sinks = make_sinks(config.sinks)
         llm = VideoLLM.load(bundle, **asdict(config.engine))
         output.random_weights(llm.bundle.manifest)
-        sinks = make_sinks(config.sinks)
         watcher = CameraWatcher(
             llm,
             config.cameras,

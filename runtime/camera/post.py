@@ -88,6 +88,8 @@ class Post:
             "uri": redact(str(self.camera.uri)),
             "error": reader.error,
             "fps": self.camera.fps,
+            "width": reader.info.width if reader.info else None,
+            "height": reader.info.height if reader.info else None,
             "decoded_frames": reader.frames,
             "dropped_frames": dict(reader.dropped),
             "reconnects": dict(reader.reconnects),

@@ -204,7 +204,7 @@ class CameraWatcher(Asking):
          "questions": {"waiting": int, "answered": int, "refused": int, "failed": int},
          "failures": int, "failures_in_a_row": int, "last_failure": str | None,
          "events": {"alert/confirmed": int, ...}, "seconds": {stage: {"count": int, "sum": float}},
-         "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "decoded_frames",
+         "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "width", "height", "decoded_frames",
              "dropped_frames": {reason: n}, "reconnects": {reason: n}, "last_frame_age_s", "frames" (given to the
              model), "windows", "dropped_windows": {reason: n}, "failures", "vision_tokens_in", "vision_tokens_kept",
              "memory_frames", "kv_bytes", "answer_age_s", "last_frame_time" (UTC), "text", "text_time",

@@ -17,6 +17,7 @@ from dycoke_edge.runtime.serve.errors import complaint
 
 Json = dict[str, Any]
 Text = Annotated[str, Field(min_length=1)]
+Secret = Annotated[str | None, Field(repr=False)]
 
 
 class Section(BaseModel):
@@ -51,8 +52,8 @@ class Mqtt(Section):
 
     host: Text
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
-    username: str | None = None
-    password: str | None = None
+    username: Secret = None
+    password: Secret = None
     tls: bool = False
     ca_certs: str | None = None
     prefix: Text = "dycoke"
@@ -63,8 +64,8 @@ class Mqtt(Section):
 class Webhook(Section):
     """A URL that every event is POSTed to."""
 
-    url: Text
-    secret: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^/]", repr=False, examples=["https://host/hook"])]
+    secret: Secret = None
     verify_tls: bool = True
 
 
@@ -217,7 +218,7 @@ def _told(error: ValidationError, data: Any) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; set it"
     field = _model(place[:-1]).model_fields.get(place[-1]) if len(place) > 0 else None
-    default = getattr(field, "default", None)
+    default = field.examples[0] if field is not None and field.examples else getattr(field, "default", None)
     example = f", e.g. {place[-1]}: {default}" if isinstance(default, str | int | float) and default != "" else ""
     return f"{key}: {complaint(first)}{example}"
 
