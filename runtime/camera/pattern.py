@@ -69,7 +69,7 @@ class PatternSource:
         scene = int(time / cut) if cut else 0
         if self._scene is None or self._scene[0] != scene:
             self._scene = scene, self._ground(np.random.default_rng((seed, scene)))
-        image = self._scene[1].copy()
+        image: NDArray[np.uint8] = self._scene[1].copy()
         self._things(image, np.random.default_rng((seed, scene, 1)), time)
         noise = self._address.number("noise", 0)
         if noise:
