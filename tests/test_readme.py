@@ -36,6 +36,7 @@ def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str
         "BUNDLE": str(tiny_bundle),
         "clip.mp4": "examples/clip.mp4",
         "frame.jpg": str(tmp_path / "frame.jpg"),
+        "events.jsonl": str(tmp_path / "events.jsonl"),
     }
 
 
@@ -46,7 +47,7 @@ def test_a_command_of_the_readme_runs(
     words = [places.get(word, word) for word in shlex.split(command, comments=True)[1:]]
     if words[0] == "export":
         words[2] = str(tmp_path / "new")
-    if words[0] == "run":
+    if words[0] in ("run", "ask", "watch"):
         words += ["--max-new-tokens", "4"]
     assert main(words) == 0
     assert capsys.readouterr().out
@@ -54,7 +55,7 @@ def test_a_command_of_the_readme_runs(
 
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown == {"export", "run", "inspect", "verify", "doctor"}
+    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe"}
 
 
 def test_the_python_of_the_readme_runs(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
