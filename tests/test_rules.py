@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dycoke_edge import Camera, Rule, UsageError
-from dycoke_edge.runtime.camera.lane import probability
-from dycoke_edge.runtime.camera.rules import AlertState, Change, verdict
+from dycoke_edge.runtime.camera.rules import AlertState, Change, probability, verdict
 from tests.cameras import FakeClock, FakeLLM, by_hand, drive
 
 RULE = Rule("person", "Is a person in view?", threshold=0.6, clear_threshold=0.4, consecutive=2, cooldown_s=60)

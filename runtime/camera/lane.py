@@ -6,21 +6,22 @@ All of it runs in the thread that owns the model, except where a method says oth
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from dycoke_edge.config import Camera, Compression, LiveSpec, Rule, Sampling
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.alerts import Alerts
 from dycoke_edge.runtime.camera.answers import WatchResult
+from dycoke_edge.runtime.camera.counts import Counts
 from dycoke_edge.runtime.camera.events import TimeSource
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.look import Look, look_at
 from dycoke_edge.runtime.camera.model import Model
 from dycoke_edge.runtime.camera.recent import Recent
+from dycoke_edge.runtime.camera.rules import probability
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.reply import Piece
 
@@ -34,21 +35,6 @@ class Reader(Protocol):
     def ended(self) -> bool: ...
 
     def status(self) -> CameraStatus: ...
-
-
-@dataclass
-class Counts:
-    """What a lane did so far."""
-
-    frames: int = 0  # given to the model
-    windows: int = 0  # looked at
-    failures: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)  # windows: slow, asked, failed, segment, no_frames
-    tokens_in: int = 0
-    tokens_kept: int = 0
-    text: str = ""
-    text_time: float | None = None  # UTC
-    answer_age: float | None = None  # seconds from a window's newest frame to the last of its answers
 
 
 class Lane:
@@ -278,31 +264,3 @@ class Lane:
 
     def _now(self) -> float:
         return self._hub.clock.monotonic()
-
-
-def probability(scores: dict[str, float]) -> float | None:
-    """The probability of yes among yes and no; None where the model gave neither one."""
-    yes, no = scores.get("yes", math.nan), scores.get("no", math.nan)
-    if not (math.isfinite(yes) and math.isfinite(no) and yes + no > 0):
-        return None
-    return yes / (yes + no)
-
-
-def numbers(lane: Lane) -> dict[str, Any]:
-    """A lane's part of `CameraWatcher.status`."""
-    counts, newest = lane.counts, lane.recent.view.newest
-    return {
-        "frames": counts.frames,
-        "windows": counts.windows,
-        "dropped_windows": {reason: count for reason, count in counts.dropped.items() if count},
-        "failures": counts.failures,
-        "vision_tokens_in": counts.tokens_in,
-        "vision_tokens_kept": counts.tokens_kept,
-        "memory_frames": len(lane.recent.view),
-        "kv_bytes": lane.recent.nbytes,
-        "answer_age_s": counts.answer_age,
-        "last_frame_time": newest.utc if newest else None,
-        "text": counts.text,
-        "text_time": counts.text_time,
-        "alerts": lane.alerts.status(lane.rules()),
-    }

@@ -10,7 +10,7 @@ from typing import Any
 from dycoke_edge.config import Camera, Compression, LiveSpec, ReaderSpec, Rule
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
-from dycoke_edge.runtime.camera.lane import Lane, numbers
+from dycoke_edge.runtime.camera.lane import Lane
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.redact import redact
 from dycoke_edge.runtime.camera.status import CameraStatus
@@ -81,7 +81,7 @@ class Post:
     def status(self) -> dict[str, Any]:
         """This camera's part of `CameraWatcher.status`."""
         reader, now = self.reader.status(), self._hub.clock.monotonic()
-        last = reader.last_frame_monotonic
+        last, recent = reader.last_frame_monotonic, self.lane.recent
         return {
             "state": reader.state if self.enabled else "disabled",
             "since": reader.since,
@@ -94,7 +94,11 @@ class Post:
             "dropped_frames": dict(reader.dropped),
             "reconnects": dict(reader.reconnects),
             "last_frame_age_s": None if last is None else now - last,
-            **numbers(self.lane),
+            **self.lane.counts.as_dict(),
+            "memory_frames": len(recent.view),
+            "kv_bytes": recent.nbytes,
+            "last_frame_time": newest.utc if (newest := recent.view.newest) else None,
+            "alerts": self.lane.alerts.status(self.lane.rules()),
         }
 
     def _changed(self, status: CameraStatus) -> None:

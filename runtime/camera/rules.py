@@ -23,6 +23,14 @@ class Change:
     reason: str | None = None
 
 
+def probability(scores: dict[str, float]) -> float | None:
+    """The probability of yes among yes and no; None where the model gave neither one."""
+    yes, no = scores.get("yes", math.nan), scores.get("no", math.nan)
+    if not (math.isfinite(yes) and math.isfinite(no) and yes + no > 0):
+        return None
+    return yes / (yes + no)
+
+
 def verdict(rule: Rule, score: float | None) -> Verdict:
     """What a probability of yes says. Between the two thresholds, and without a score, nothing is known."""
     if score is None or not math.isfinite(score):
