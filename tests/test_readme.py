@@ -28,8 +28,12 @@ COMMANDS = [
 
 
 @pytest.fixture
-def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, str]:
+def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What the names in README stand for."""
+    for name in ("DYCOKE_USER", "DYCOKE_PASSWORD"):
+        monkeypatch.setenv(name, "secret")
+    cameras = tmp_path / "cameras.yaml"
+    cameras.write_text(blocks("yaml")[0])
     Image.new("RGB", (64, 48), "green").save(tmp_path / "frame.jpg")
     return {
         "MODEL_DIR": str(tiny_checkpoint),
@@ -37,6 +41,7 @@ def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str
         "clip.mp4": "examples/clip.mp4",
         "frame.jpg": str(tmp_path / "frame.jpg"),
         "events.jsonl": str(tmp_path / "events.jsonl"),
+        "cameras.yaml": str(cameras),
     }
 
 
@@ -55,7 +60,7 @@ def test_a_command_of_the_readme_runs(
 
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe"}
+    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve"}
 
 
 def test_the_python_of_the_readme_runs(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,8 +50,8 @@ def allowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(model: VideoLLM, allowed: Path) -> Iterator[Served]:
     limits: dict[str, Any] = {"max_body_bytes": 300_000, "max_pixels": 40_000, "max_video_s": 10.0}
-    hosts = {"fetch_hosts": ("127.0.0.2/32",), "stream_hosts": ("10.0.0.0/8", "cam.example")}
-    times = {"header_timeout_s": 0.5, "body_timeout_s": 0.5, "send_timeout_s": 0.5}
+    hosts: dict[str, Any] = {"fetch_hosts": ("127.0.0.2/32",), "stream_hosts": ("10.0.0.0/8", "cam.example")}
+    times: dict[str, Any] = {"header_timeout_s": 0.5, "body_timeout_s": 0.5, "send_timeout_s": 0.5}
     with serving(model, file_dirs=(str(allowed),), max_connections=20, **limits, **hosts, **times) as server:
         yield server
 
