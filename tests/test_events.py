@@ -128,3 +128,17 @@ def test_every_sink_gets_the_same_events_in_the_same_order_and_none_after_the_en
     assert first == second and len(first) == 301 and first[-1].id == "closed"
     assert [event.id for event in first[:-1]] == sorted(event.id for event in first[:-1])
     assert hub.numbers()["events"] == {"error/none": 300}
+
+
+def test_a_sink_that_raises_harms_nobody() -> None:
+    class Broken(Collecting):
+        def __call__(self, event: Event) -> None:
+            raise RuntimeError("no rtsp://admin:hunter2@cam")
+
+    sinks = [Broken(), Collecting()]
+    hub = Hub("model", "cpu", sinks, FakeClock())
+    hub.emit("error", "new", "gate")
+    assert len(sinks[1].events) == 1
+    broken, fine = hub.numbers()["sinks"]
+    assert broken["name"] == "Broken" and "RuntimeError" in broken["error"] and "hunter2" not in broken["error"]
+    assert fine == {"name": "Collecting"}

@@ -30,6 +30,7 @@ class Hub:
         self._seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])  # stage -> count, sum
         self._lock = threading.Lock()
         self._closed = False
+        self._raised: dict[int, str] = {}  # by sinks that should not, their last
 
     def emit(self, type: EventType, phase: Phase, camera: str, **fields: Any) -> None:
         """Make an event of `fields` of Event; after `close` nothing happens."""
@@ -42,7 +43,13 @@ class Hub:
             self._counts[f"{type}/{event.verdict or event.state or 'none'}"] += 1
             self.events.add(event)
             for sink in self.sinks:
-                sink(event)
+                self._give(sink, event)
+
+    def _give(self, sink: Sink, event: Event) -> None:
+        try:
+            sink(event)
+        except Exception as error:  # it promised not to; the model's thread goes on all the same
+            self._raised[id(sink)] = line(error)
 
     def took(self, stage: str, seconds: float) -> None:
         """Count the time that a stage took."""
@@ -90,15 +97,15 @@ class Hub:
         with self._lock:
             counts = dict(self._counts)
             seconds = {stage: {"count": int(n), "sum": total} for stage, (n, total) in self._seconds.items()}
-        return {"events": counts, "seconds": seconds, "sinks": [_status(sink) for sink in self.sinks]}
+        return {"events": counts, "seconds": seconds, "sinks": [self._status(sink) for sink in self.sinks]}
+
+    def _status(self, sink: Sink) -> dict[str, Any]:
+        own = getattr(sink, "status", None)
+        status = dict(own()) if callable(own) else {"name": type(sink).__name__}
+        return status | ({"error": self._raised[id(sink)]} if id(sink) in self._raised else {})
 
 
 def line(error: BaseException) -> str:
     """An error as one short line without credentials."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return redact(text)[:500]
-
-
-def _status(sink: Sink) -> dict[str, Any]:
-    own = getattr(sink, "status", None)
-    return dict(own()) if callable(own) else {"name": type(sink).__name__}
