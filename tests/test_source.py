@@ -271,8 +271,11 @@ def test_times_never_fall_within_a_segment() -> None:
 
 
 def test_the_pattern_is_the_same_every_time() -> None:
-    first, second = read("test://?fps=10&seconds=2&noise=2&seed=3"), read("test://?fps=10&seconds=2&noise=2&seed=3")
-    other = read("test://?fps=10&seconds=2&noise=2&seed=4")
+    first, second = (
+        read("test://?fps=10&seconds=2&noise=2&seed=3&width=160&height=120"),
+        read("test://?fps=10&seconds=2&noise=2&seed=3&width=160&height=120"),
+    )
+    other = read("test://?fps=10&seconds=2&noise=2&seed=4&width=160&height=120")
     assert len(first) == 20 and all(np.array_equal(a.image, b.image) for a, b in zip(first, second, strict=True))
     assert not np.array_equal(first[0].image, other[0].image)
     assert first[0].image.shape == (SIZE, SIZE, 3) and [f.pts_s for f in first] == [k / 10 for k in range(20)]
