@@ -72,6 +72,11 @@ class LiveVideo:
         return len(self._frames)
 
     @property
+    def num_tokens(self) -> int:
+        """Visual tokens in memory: what a question is asked about."""
+        return self.kv.num_visual
+
+    @property
     def span(self) -> tuple[float | None, float | None]:
         """When the oldest frame in memory came, and the newest, gated ones included."""
         return (self._frames[0].time, self._frames[-1].until) if self._frames else (None, None)

@@ -53,6 +53,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class FakePushed:
+    gated: bool = False
     tokens_in: int = 4
     tokens_kept: int = 2
 
@@ -66,6 +67,10 @@ class FakeLive:
     times: deque[float] = field(default_factory=deque)
     cleared: int = 0
     nbytes: int = 100
+
+    @property
+    def num_tokens(self) -> int:
+        return 2 * len(self.times)
 
     def push(self, image: NDArray[np.uint8], time: float | None = None) -> FakePushed:
         self.llm.spend("push")

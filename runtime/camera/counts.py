@@ -12,6 +12,7 @@ class Counts:
     """What a lane did so far."""
 
     frames: int = 0  # given to the model
+    gated: int = 0  # of these, not encoded because nothing had changed
     windows: int = 0  # looked at
     failures: int = 0
     dropped: Counter[str] = field(default_factory=Counter)  # windows: slow, asked, failed, segment, no_frames
@@ -25,6 +26,7 @@ class Counts:
         """For `CameraWatcher.status`."""
         return {
             "frames": self.frames,
+            "frames_gated": self.gated,
             "windows": self.windows,
             "dropped_windows": {reason: count for reason, count in self.dropped.items() if count},
             "failures": self.failures,

@@ -121,6 +121,7 @@ class Lane:
         newest = self.recent.view.newest
         assert newest is not None
         self.counts.frames += 1
+        self.counts.gated += newest.gated
         self.counts.tokens_in += newest.tokens_in
         self.counts.tokens_kept += newest.tokens_kept
         self.counts.dropped["segment"] += lost
@@ -160,7 +161,7 @@ class Lane:
     def _begin_look(self) -> None:
         passed = self.recent.schedule.take()
         self.counts.dropped["slow"] += passed
-        look = look_at(self.recent.view, self._passed + passed)
+        look = look_at(self.recent.view, self.recent.live.num_tokens, self._passed + passed)
         self._passed = 0
         self.counts.windows += 1
         self._look_now = look

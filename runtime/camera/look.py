@@ -11,12 +11,13 @@ from dycoke_edge.runtime.camera.frame import Frame
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame in the window, its time in the window's own seconds and what became of its tokens."""
+    """A frame in the window, its time in the window's own seconds and what became of it."""
 
     frame: Frame
     time: float  # files: seconds of the file; live: the reader's clock
     utc: float
     came: float  # by the reader's clock; files: when it was taken
+    gated: bool  # so like the one before that it was not encoded
     tokens_in: int
     tokens_kept: int
 
@@ -79,8 +80,9 @@ class Look:
         self.latency_ms[stage] = round(self.latency_ms.get(stage, 0.0) + seconds * 1e3, 1)
 
 
-def look_at(view: View, dropped: int) -> Look:
-    """Begin a look; the view must hold a frame."""
+def look_at(view: View, tokens_kept: int, dropped: int) -> Look:
+    """Begin a look; the view must hold a frame. `tokens_kept` are in the model's memory: those of a frame that many
+    gated ones repeat may be older than the window."""
     seen = view.last(float("inf"))
     first, last = seen[0], seen[-1]
     return Look(
@@ -90,6 +92,6 @@ def look_at(view: View, dropped: int) -> Look:
         last.came,
         len(seen),
         sum(one.tokens_in for one in seen),
-        sum(one.tokens_kept for one in seen),
+        tokens_kept,
         dropped,
     )

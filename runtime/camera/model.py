@@ -16,6 +16,9 @@ class Pushed(Protocol):
     """What became of a frame."""
 
     @property
+    def gated(self) -> bool: ...
+
+    @property
     def tokens_in(self) -> int: ...
 
     @property
@@ -34,6 +37,9 @@ class Live(Protocol):
     def ask(self, prompt: str, sampling: Sampling) -> Iterator[Piece]: ...
 
     def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]: ...
+
+    @property
+    def num_tokens(self) -> int: ...
 
     @property
     def nbytes(self) -> int: ...

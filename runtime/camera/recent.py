@@ -60,7 +60,7 @@ class Recent:
         pushed = self.live.push(frame.image, time)
         utc = self._utc + time if lossless else frame.time_utc
         came = self._clock.monotonic() if lossless else frame.monotonic_s
-        self.view.add(Seen(frame, time, utc, came, pushed.tokens_in, pushed.tokens_kept))
+        self.view.add(Seen(frame, time, utc, came, pushed.gated, pushed.tokens_in, pushed.tokens_kept))
         return self.schedule.frame(time), lost
 
     def forget(self) -> int:
