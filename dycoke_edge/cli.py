@@ -45,6 +45,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p.add_argument("--prompt", required=True, metavar="TEXT", help="the question; <video> in it places the frames")
     p.add_argument("--json", action="store_true", help="print one JSON object with the answer and its statistics")
     p.add_argument("--no-compression", action="store_true", help="run the same graphs without DyCoke")
+    p.add_argument("--explain", metavar="FILE.png", help="draw the frames, kept tokens bright and dropped ones dim")
     for group in (Compression, Sampling, Clip, EngineSpec):
         add(p, group)
 
@@ -126,11 +127,16 @@ def export(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """dycoke-edge run BUNDLE --video CLIP --prompt TEXT"""
     with installed("run", "dycoke-edge", EngineError):
+        from dycoke_edge.runtime.explain import Seen, contact_sheet, sheet_path
         from dycoke_edge.runtime.pipeline import VideoLLM
     compression = Compression.off() if args.no_compression else take(args, Compression)
     sampling, clip, engine = take(args, Sampling), take(args, Clip), take(args, EngineSpec)
     video, image = single(args.video, "--video"), single(args.image, "--image")
+    sheet = sheet_path(args.explain) if args.explain else None
+    if sheet and not (video or image):
+        raise UsageError("--explain shows frames, but none were given; add --video or --image")
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(engine))
+    seen = list[Seen]()
     with output.progress() as show:
         pieces = llm.stream(
             args.prompt,
@@ -140,6 +146,7 @@ def run(args: argparse.Namespace) -> None:
             sampling,
             clip,
             lambda stage, done, total: show(f"{stage} {done}/{total}", done / total),
+            seen.append,
         )
         first = next(pieces)  # reading, encoding and prefill happen here
     output.random_weights(llm.bundle.manifest)
@@ -150,6 +157,8 @@ def run(args: argparse.Namespace) -> None:
         output.json_line(reply.as_dict())
     else:
         output.costs(reply.stats.as_dict())
+    if sheet:
+        output.save_picture(contact_sheet(seen[0], llm.kv.active(), llm.bundle.model.tokens_per_frame), sheet)
 
 
 def inspect(args: argparse.Namespace) -> None:

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -131,6 +133,17 @@ def costs(stats: dict[str, Any]) -> None:
     people.print(table)
     for reason in stats["why_not"]:
         people.print(f"note: {reason}")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG whole or not at all, and say so."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        picture.save(partial, "PNG")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    people.print(f"wrote {path}: bright tokens were attended to at the end, half bright set aside, dim dropped")
 
 
 def _ms(seconds: float | None) -> str:

@@ -23,6 +23,7 @@ from dycoke_edge.export import tokenizer
 from dycoke_edge.export.checkpoint import Checkpoint
 from dycoke_edge.export.decoder import write_decoders
 from dycoke_edge.export.parity import Parity, ParityCheck, refuse_bad
+from dycoke_edge.export.shipped import named
 from dycoke_edge.export.vision import load_vision, write_merge, write_vision
 
 ALMOST_FULL = 1 << 20  # bytes
@@ -44,7 +45,7 @@ def export(
     target = Path(bundle_dir)
     if os.path.lexists(target):
         raise UsageError(f"{target} exists already; choose another BUNDLE folder or remove this one")
-    checkpoint = Checkpoint(Path(model_dir))
+    checkpoint = Checkpoint(named(model_dir))
     model = checkpoint.spec(spec.dtype, spec.split_layer)
     ratios = _merge_ratios(spec)
     with _partial(target) as folder:

@@ -105,9 +105,12 @@ class Layers:
         if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
             raise EngineError("the model's logits are not finite; run: dycoke-edge verify BUNDLE")
 
-    def visual_attention(self, kv: KVBuffer) -> NDArray[np.float32]:
-        """Layer L-1's attention of the token `shallow` just computed, in order of visual tokens: fp32 [M]."""
-        attention: NDArray[np.float32] = self._attention[kv.slot[: kv.num_visual] - kv.shallow.start]
+    def visual_attention(self, kv: KVBuffer, count: int = 1) -> NDArray[np.float32]:
+        """Layer L-1's attention of the last of the `count` tokens `shallow` just computed, in order of visual tokens:
+        fp32 [M]."""
+        columns = kv.shallow.stop - kv.shallow.start + count
+        last = self._attention[(count - 1) * columns : count * columns]
+        attention: NDArray[np.float32] = last[kv.slot[: kv.num_visual] - kv.shallow.start]
         return attention
 
     def _cached(self, kv: KVBuffer, layers: range, rows: slice) -> dict[str, Array]:

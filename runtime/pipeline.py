@@ -19,6 +19,7 @@ from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.engine import Engine, open_engine
+from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.layers import Layers
 from dycoke_edge.runtime.live import LiveVideo
@@ -93,8 +94,10 @@ class VideoLLM:
         sampling: Sampling = Sampling(),  # noqa: B008
         clip: Clip = Clip(),  # noqa: B008
         on_progress: Progress = lambda stage, done, total: None,
+        on_seen: Callable[[Seen], None] = lambda seen: None,
     ) -> Iterator[Piece]:
-        """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for."""
+        """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for. `on_seen`
+        hears once of the frames and of which of their tokens entered the decoder."""
         stats = Stats(kv_bytes_reserved=self.kv.nbytes)
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
         sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)
@@ -113,7 +116,9 @@ class VideoLLM:
         began = perf_counter()
         assembled = Prompt(prefix, suffix)
         if len(frames):
-            assembled = self._assemble(prefix, suffix, self._encode(frames, stats, on_progress), compression, stats)
+            tokens = self._encode(frames, stats, on_progress)
+            assembled, kept = self._assemble(prefix, suffix, tokens, compression, stats)
+            on_seen(Seen(frames, kept))
         yield from self._answer(assembled, compression, sampling, stats, began)
 
     def live(
@@ -213,8 +218,8 @@ class VideoLLM:
         tokens: NDArray[Any],
         compression: Compression,
         stats: Stats,
-    ) -> Prompt:
-        """Merge the frames and put the prompt together; the newline after a video is text."""
+    ) -> tuple[Prompt, NDArray[np.int32]]:
+        """Merge the frames and put the prompt together; the newline after a video is text. Also the tokens kept."""
         began = perf_counter()
         kept, index = visual.merge(self.bundle, self.engine, tokens, compression)
         stats.merge_latency = perf_counter() - began
@@ -223,8 +228,8 @@ class VideoLLM:
         stats.merge_applied = len(kept) < stats.visual_tokens_in
         suffix = np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
         if compression.positions == "keep":
-            return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in)
-        return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept))
+            return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in), index
+        return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept)), index
 
     def _answer(
         self, prompt: Prompt, compression: Compression, sampling: Sampling, stats: Stats, began: float

@@ -166,7 +166,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html"}
+TINY = {f"dycoke_edge/export/tiny/{file.name}" for file in Path("export/tiny").iterdir()}
+DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html", *TINY}
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:

@@ -41,6 +41,7 @@ def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch
         "clip.mp4": "examples/clip.mp4",
         "frame.jpg": str(tmp_path / "frame.jpg"),
         "events.jsonl": str(tmp_path / "events.jsonl"),
+        "kept.png": str(tmp_path / "kept.png"),
         "cameras.yaml": str(cameras),
     }
 

@@ -99,7 +99,7 @@ def test_cells_say_what_stands_there_and_where_it_goes() -> None:
     facts, motions = cells.facts(scene), cells.motions(scene)
     seen = facts[..., cells.FACTS.index(thing.colour)].astype(bool)
     assert np.array_equal(seen, facts[..., cells.FACTS.index(thing.shape)].astype(bool))
-    frame = int(np.flatnonzero(((thing.track > 0.2) & (thing.track < 0.8)).all(1))[0])
+    frame = int(np.flatnonzero(((thing.track > 0.1) & (thing.track < 0.9)).all(1))[0])
     column, row = (thing.track[frame] * cells.GRID).astype(int)
     assert seen[frame].reshape(cells.GRID, cells.GRID)[row, column]
     assert facts[frame, row * cells.GRID + column, cells.FACTS.index(f"row {row}")]

@@ -21,11 +21,12 @@ Cells = NDArray[np.uint8]
 def facts(scene: Scene) -> Cells:
     """uint8 [F, GRID * GRID, len(FACTS)]: what one frame shows in a cell, and where the cell is."""
     cells = np.zeros((scene.frames, GRID * GRID, len(FACTS)), np.uint8)
-    for thing in (*scene.things, *([scene.spark] if scene.spark else [])):
+    seen: list[Thing | Spark] = [*scene.things, *([scene.spark] if scene.spark else [])]
+    for thing in seen:
         cells[_filled(thing, scene.frames)] |= _marks(FACTS, _names(thing))
     row, column = np.divmod(np.arange(GRID * GRID), GRID)
-    for cell, names in enumerate(zip(row, column, strict=True)):
-        cells[:, cell] |= _marks(FACTS, (f"row {names[0]}", f"column {names[1]}"))
+    for cell, (y, x) in enumerate(zip(row, column, strict=True)):
+        cells[:, cell] |= _marks(FACTS, (f"row {y}", f"column {x}"))
     return cells
 
 
@@ -35,7 +36,7 @@ def motions(scene: Scene) -> Cells:
     for thing in scene.things:
         filled = _filled(thing, scene.frames)
         for frame in np.flatnonzero(filled.any(1)):
-            cells[frame, filled[frame]] |= _marks(MOTIONS, _does(thing, frame))
+            cells[frame, filled[frame]] |= _marks(MOTIONS, _does(thing, int(frame)))
     return cells
 
 

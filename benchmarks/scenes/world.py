@@ -16,10 +16,6 @@ COLOURS = {
     "yellow": (235, 210, 50),
     "purple": (155, 60, 195),
     "white": (240, 240, 240),
-    "black": (12, 12, 12),
-    "orange": (240, 135, 25),
-    "cyan": (40, 205, 215),
-    "pink": (245, 135, 185),
 }
 SHAPES = ("ball", "box", "triangle", "cross", "ring")
 SIZES = {"small": 9, "large": 15}  # half side in pixels

@@ -1,0 +1,210 @@
+"""What the accuracy bench found: a table with confidence intervals, what each kind of question kept, two plots."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.methods import BOTH, Method
+from benchmarks.scenes.questions import KINDS
+
+Line = dict[str, Any]
+Scores = dict[str, dict[int, list[tuple[str, float]]]]  # of a method, by clip: kind and score of each answer
+DRAWS = 1000  # of the bootstrap
+PAPER = f"both {BOTH.merge_ratio:g}"
+NONE = "no compression"
+SHORT = tuple(kind for kind in KINDS if kind != "describe")
+
+
+def report(
+    lines: list[Line], rows: list[Method], setup: Line, environment: Line, out: Path, people: Console
+) -> dict[str, Any]:
+    """Write accuracy.json, accuracy.md and the plots to `out`; returns what the JSON holds."""
+    matplotlib.use("Agg")
+    scores = _scores(lines)
+    table = [_row(method, scores[method.name], [x for x in lines if x["method"] == method.name]) for method in rows]
+    names = {row.name for row in rows}
+    kept = _retained(scores) if {PAPER, NONE} <= names else {}
+    found = {"benchmark": "accuracy", "environment": environment, "setup": setup, "results": table, "retained": kept}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "accuracy.md").write_text(_markdown(found))
+    _plot_curves(table, out / "accuracy.png")
+    _plot_kinds(table, out / "accuracy_kinds.png")
+    people.print(_rich(table))
+    return found
+
+
+def _scores(lines: list[Line]) -> Scores:
+    scores: Scores = defaultdict(dict)
+    for line in lines:
+        scores[line["method"]][line["seed"]] = [(answer["kind"], answer["right"]) for answer in line["answers"]]
+    return scores
+
+
+def _row(method: Method, clips: dict[int, list[tuple[str, float]]], lines: list[Line]) -> Line:
+    return {
+        "method": method.name,
+        "line": method.line,
+        "entered": round(float(np.mean([line["entered"] for line in lines])), 4),
+        "active": round(float(np.mean([line["active"] for line in lines])), 4),
+        "questions": sum(len(answers) for answers in clips.values()),
+        "short": interval([clips], lambda drawn: _mean(drawn[0], SHORT)),
+        "describe": interval([clips], lambda drawn: _mean(drawn[0], ("describe",))),
+        "kinds": {kind: _round(_mean(clips.values(), (kind,))) for kind in KINDS},
+    }
+
+
+def _retained(scores: Scores) -> Line:
+    """Accuracy at the paper's setting over that without compression, a kind, both on the same drawn clips."""
+    pair = [scores[PAPER], scores[NONE]]
+
+    def kept(kinds: tuple[str, ...]) -> list[float | None]:
+        return interval(pair, lambda drawn: _mean(drawn[0], kinds) / max(_mean(drawn[1], kinds), 1e-9))
+
+    return {name: kept(kinds) for name, kinds in {"short": SHORT, **{kind: (kind,) for kind in KINDS}}.items()}
+
+
+def interval(
+    of: list[dict[int, list[tuple[str, float]]]], value: Callable[[list[list[list[tuple[str, float]]]]], float]
+) -> list[float | None]:
+    """A value, and its 95 % interval over clips drawn again: answers about one clip hang together."""
+    seeds = sorted(set.intersection(*(set(clips) for clips in of)))
+    random = np.random.default_rng(0)
+    drawn = list[float]()
+    for _ in range(DRAWS):
+        again = [seeds[i] for i in random.integers(len(seeds), size=len(seeds))]
+        drawn.append(value([[clips[seed] for seed in again] for clips in of]))
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
+    return [_round(value([[clips[seed] for seed in seeds] for clips in of])), _round(low), _round(high)]
+
+
+def _mean(clips: Iterable[list[tuple[str, float]]], kinds: tuple[str, ...]) -> float:
+    scores = [right for answers in clips for kind, right in answers if kind in kinds]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _round(value: float | np.floating[Any]) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _ranged(value: list[float | None]) -> str:
+    return f"{_percent(value[0])} ({_percent(value[1])} to {_percent(value[2])})"
+
+
+def _cells(row: Line) -> list[str]:
+    shares = [_percent(row["entered"]), _percent(row["active"])]
+    return [row["method"], *shares, _ranged(row["short"]), _ranged(row["describe"])]
+
+
+HEAD = ("method", "tokens entering %", "seen by deep layers %", "short answers %", "descriptions %")
+
+
+def _rich(table: list[Line]) -> Table:
+    shown = Table(title="accuracy (95 % interval)", title_justify="left")
+    for name in HEAD:
+        shown.add_column(name, justify="left" if name == "method" else "right")
+    for row in table:
+        shown.add_row(*_cells(row))
+    return shown
+
+
+def _markdown(found: Line) -> str:
+    def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+        head = list(head)
+        return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+
+    table, setup = found["results"], found["setup"]
+    text = [
+        "# Accuracy under compression",
+        "",
+        f"Output of `python -m {found['environment']['command']}`. {setup['clips']} held-out clips of "
+        f"{setup['frames']} frames, {table[0]['questions']} questions a method, seed {setup['seed']}, model "
+        f"{setup['model']}, commit {found['environment']['commit']}. In brackets the 95 % interval over clips.",
+        "",
+        *grid(HEAD, map(_cells, table)),
+        "",
+        "## By kind of question, %",
+        "",
+        *grid(("method", *KINDS), ([row["method"], *map(_percent, row["kinds"].values())] for row in table)),
+    ]
+    if found["retained"]:
+        kept = [[name, _ranged(value)] for name, value in found["retained"].items()]
+        text += ["", f"## Kept by {PAPER} of the accuracy without compression, %", "", *grid(("kind", "kept"), kept)]
+    return "\n".join(text) + "\n"
+
+
+def _plot_curves(table: list[Line], file: Path) -> None:
+    """Accuracy against the share of visual tokens that the deep layers see, one line a method."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), sharex=True)
+    for axis, what in zip(axes, ("short", "describe"), strict=True):
+        for line in dict.fromkeys(row["line"] for row in table):
+            rows = [row for row in table if row["line"] == line and row[what][0] is not None]
+            rows.sort(key=lambda row: float(row["active"]))
+            if rows and line != "variants":
+                middle = np.array([row[what] for row in rows], float)
+                error = np.abs(middle[:, 1:] - middle[:, :1]).T * 100
+                axis.errorbar(
+                    [100 * row["active"] for row in rows],
+                    100 * middle[:, 0],
+                    error,
+                    fmt="o-",
+                    ms=4,
+                    label=line,
+                    capsize=2,
+                )
+        axis.set(
+            xlabel="visual tokens seen by the deep layers, %",
+            title={"short": "short answers", "describe": "descriptions"}[what],
+        )
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="right, %")
+    axes[1].legend(fontsize=8)
+    _save(figure, file)
+
+
+def _plot_kinds(table: list[Line], file: Path) -> None:
+    """Accuracy of each kind of question for the methods that matter most."""
+    from matplotlib import pyplot
+
+    wanted = (
+        NONE,
+        "merge 0.7",
+        PAPER,
+        "both 0.9",
+        *(f"{line} at merge 0.7" for line in ("FastV", "random tokens", "changed tokens (EVS)", "frames spread")),
+    )
+    rows = [row for row in table if row["method"] in wanted] or table
+    kinds = [kind for kind in KINDS if rows[0]["kinds"][kind] is not None]
+    figure, axis = pyplot.subplots(figsize=(12, 4.2))
+    width = 0.85 / len(rows)
+    for number, row in enumerate(rows):
+        heights: NDArray[np.float64] = np.array([row["kinds"][kind] for kind in kinds], float) * 100
+        axis.bar(np.arange(len(kinds)) + number * width, heights, width, label=row["method"])
+    axis.set_xticks(np.arange(len(kinds)) + 0.4, kinds)
+    axis.set(ylabel="right, %")
+    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
