@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from dycoke_edge.errors import InputError
 from dycoke_edge.export.checkpoint import Checkpoint, read_json, read_text
+from dycoke_edge.template import environment
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _chat_template(source: Path) -> str:
 
 def _checked(file: Path, template: str) -> str:
     try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        environment().parse(template)
     except jinja2.TemplateError as error:
         raise InputError(f"{file} holds no valid chat template ({error}); copy it from the original model") from None
     return template
