@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.camera.answers import Answer, WatchResult
     from dycoke_edge.runtime.camera.events import Event
     from dycoke_edge.runtime.camera.watcher import CameraWatcher
+    from dycoke_edge.runtime.conversation import Message
     from dycoke_edge.runtime.pipeline import LiveVideo, Reply, VideoLLM
 
 try:
@@ -45,6 +46,7 @@ __all__ = [
     "KVOverflow",
     "LiveSpec",
     "LiveVideo",
+    "Message",
     "Reply",
     "Rule",
     "Sampling",
@@ -61,6 +63,7 @@ LAZY = {
     "CameraWatcher": "camera.watcher",
     "Event": "camera.events",
     "LiveVideo": "pipeline",
+    "Message": "conversation",
     "Reply": "pipeline",
     "VideoLLM": "pipeline",
     "WatchResult": "camera.answers",

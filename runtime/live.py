@@ -17,6 +17,7 @@ from dycoke_edge.config import Compression, LiveSpec, Sampling
 from dycoke_edge.dycoke import WINDOW, anchors, cosine
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
+from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
 from dycoke_edge.runtime.gate import FrameGate
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.live_room import room
@@ -140,8 +141,9 @@ class LiveVideo:
         self.stats.evicted_frames += forgotten
         return forgotten
 
-    def ask(self, prompt: str, sampling: Sampling = Sampling()) -> Generator[Piece, None, None]:  # noqa: B008 - frozen
-        """Answer a prompt about the frames in memory, piece by piece, as `VideoLLM.stream` does.
+    def ask(self, prompt: Asked, sampling: Sampling = Sampling()) -> Generator[Piece, None, None]:  # noqa: B008 - frozen
+        """Answer a prompt about the frames in memory, piece by piece, as `VideoLLM.stream` does. Of several messages
+        the first shows the video.
 
         The rows of question and answer are given back when the generator ends, or is closed half-way.
         UsageError if there is no frame, or no room for the question or the answer.
@@ -160,7 +162,7 @@ class LiveVideo:
         with self.stats.timed("answer"), closing(steps):
             yield from pieces(steps, self.text.stream(), self.kv, self._answer_stats(len(suffix)), began)
 
-    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
+    def score(self, prompt: Asked, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
         """How likely each answer is to begin the reply, all its spellings together, normalised over `answers`.
 
         One prefill of the question, no decoding. UsageError if there is no frame or no room, or if answers cannot be
@@ -244,16 +246,17 @@ class LiveVideo:
             self._empty = False
         self._decoder.see(kept, positions, span)
 
-    def _question(self, prompt: str) -> Ids:
+    def _question(self, prompt: Asked) -> Ids:
         """The ids after the video: the newline that the model puts there, the question, the template's end."""
         if not self._frames:
             raise UsageError("this live video holds no frame yet; push one before a question is asked")
+        check_live(conversation(prompt))
         prefix, suffix = self.text.encode(prompt, "video")
         if not np.array_equal(prefix, self._prefix):
-            raise UsageError("prompt (--prompt) puts text before the video, which was seen already; leave <video> out")
+            raise UsageError(f"{called(prompt)}: text before the live video, which was seen already; leave <video> out")
         if len(suffix) + 1 > self.spec.max_question_tokens:
             raise UsageError(
-                f"prompt (--prompt) has {len(suffix) + 1} tokens with its chat template, a live video keeps "
+                f"{called(prompt)}: {len(suffix) + 1} tokens with the chat template, a live video keeps "
                 f"{self.spec.max_question_tokens} rows for it; use --max-question-tokens {len(suffix) + 1}"
             )
         return np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)

@@ -18,6 +18,7 @@ from dycoke_edge.config import Camera, Clip, Compression, EngineSpec, LiveSpec, 
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.engine import Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.kv import KVBuffer
@@ -65,14 +66,15 @@ class VideoLLM:
 
     def generate(
         self,
-        prompt: str,
+        prompt: Asked,
         video: Source | None = None,
         image: Source | None = None,
         compression: Compression = Compression(),  # noqa: B008 - frozen
         sampling: Sampling = Sampling(),  # noqa: B008
         clip: Clip = Clip(),  # noqa: B008
     ) -> Reply:
-        """Answer a prompt. `video` is a path or uint8 [F, H, W, 3], `image` a path or uint8 [H, W, 3]."""
+        """Answer a prompt, or the last of several messages. `video` is a path or uint8 [F, H, W, 3], `image` a path or
+        uint8 [H, W, 3]; one of them in the whole conversation, with the message marked `visual` or the user's first."""
         return self.reply(self.stream(prompt, video, image, compression, sampling, clip), sampling)
 
     def reply(self, pieces: Iterable[Piece], sampling: Sampling) -> Reply:
@@ -87,7 +89,7 @@ class VideoLLM:
 
     def stream(
         self,
-        prompt: str,
+        prompt: Asked,
         video: Source | None = None,
         image: Source | None = None,
         compression: Compression = Compression(),  # noqa: B008

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.errors import BundleError, UsageError
+from dycoke_edge.runtime.conversation import Asked, Message, called, conversation, shown
+from dycoke_edge.template import Refused, environment
 
 Ids = NDArray[np.int64]
 Kind = str  # "video" or "image": what the template is told
+Turn = dict[str, Any]  # a message as chat templates take it: role, content
 
 
 class Text:
@@ -30,31 +33,21 @@ class Text:
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{tokenizer} cannot be read ({error}); export again") from None
         try:
-            self._template = _environment().from_string(self._template_file.read_text(encoding="utf-8"))
+            self._template = environment().from_string(self._template_file.read_text(encoding="utf-8"))
         except (jinja2.TemplateError, OSError, UnicodeError) as error:
             raise BundleError(f"{self._template_file} is no template ({error}); export again") from None
 
-    def encode(self, prompt: str, visual: Kind | None) -> tuple[Ids, Ids]:
-        """Render a prompt and cut its ids at the visual placeholder: (before, after); after is empty without one.
+    def encode(self, asked: Asked, visual: Kind | None) -> tuple[Ids, Ids]:
+        """Render a conversation and cut its ids at the visual placeholder: (before, after); after is empty without one.
 
-        A prompt that names the placeholder itself (e.g. "<video>") puts the frames there; otherwise they come where
-        the chat template puts them.
+        A text that names the placeholder itself (e.g. "<video>") puts the frames there; otherwise they come where
+        the chat template puts them in the message that shows them. UsageError for what cannot be said, or what the
+        template refuses or leaves out.
         """
-        if not prompt.strip():
-            raise UsageError('prompt (--prompt) is empty; ask something, e.g. --prompt "What happens?"')
-        if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise UsageError("prompt (--prompt) is not valid UTF-8; type it in a UTF-8 terminal")
-        placed = self._places(self._ids(prompt))
-        content: list[dict[str, str]] = [{"type": "text", "text": prompt}]
-        if visual and not len(placed):
-            content.insert(0, {"type": visual})
-        messages = [{"role": "user", "content": content}]
-        try:
-            ids = self._ids(self._template.render(messages=messages, add_generation_prompt=True))
-        except (jinja2.TemplateError, TypeError) as error:
-            raise BundleError(f"{self._template_file} cannot render this prompt ({error}); export again") from None
+        turns = self._turns(conversation(asked), visual)
+        ids = self._ids(self._render(turns, called(asked)))
         places = self._places(ids)
-        self._check(len(places), visual)
+        self._check(len(places), visual, called(asked))
         return (ids[: places[0]], ids[places[0] + 1 :]) if visual else (ids, ids[:0])
 
     def decode(self, ids: list[int]) -> str:
@@ -79,19 +72,54 @@ class Text:
         """A fresh incremental decoder."""
         return TextStream(self._tokenizer)
 
+    def _turns(self, messages: Sequence[Message], visual: Kind | None) -> list[Turn]:
+        """The messages as a chat template takes them."""
+        named = {number for number, message in enumerate(messages) if len(self._places(self._ids(message.text)))}
+        for number in named:
+            if messages[number].role != "user":
+                raise UsageError(
+                    f"messages[{number}] of the {messages[number].role} has a place for a video; leave it out"
+                )
+        marked = any(message.visual for message in messages)
+        places = shown(messages) - named if marked or (visual and not named) else set[int]()
+        kind = visual or "video"  # one that was not given is refused when it is found
+        return [_turn(message, kind if number in places else None) for number, message in enumerate(messages)]
+
+    def _render(self, turns: list[Turn], name: str) -> str:
+        """The text that the model reads; each side's part must be in it."""
+        try:
+            text = self._template.render(messages=turns, add_generation_prompt=True)
+        except Refused as error:
+            why = " ".join(str(error).split())[:200]
+            raise UsageError(f"{name}: the model's chat template refuses this: {why}; leave that out") from None
+        except (jinja2.TemplateError, TypeError) as error:
+            raise BundleError(f"{self._template_file} cannot render this prompt ({error}); export again") from None
+        for role in sorted({turn["role"] for turn in turns} - {"user"}):
+            if self._is_without(role, turns, text):
+                raise UsageError(
+                    f"{name}: the model's chat template leaves out what the {role} says; put it into the user's text"
+                )
+        return text
+
+    def _is_without(self, role: str, turns: list[Turn], text: str) -> bool:
+        """The text would be the same if this side had said nothing."""
+        others = [turn for turn in turns if turn["role"] != role]
+        try:
+            return text == self._template.render(messages=others, add_generation_prompt=True)
+        except (jinja2.TemplateError, TypeError):
+            return False
+
     def _ids(self, text: str) -> Ids:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
 
     def _places(self, ids: Ids) -> Ids:
         return np.flatnonzero(np.isin(ids, list(self._placeholders)))
 
-    def _check(self, found: int, visual: Kind | None) -> None:
+    def _check(self, found: int, visual: Kind | None, name: str) -> None:
         if found > 1:
-            raise UsageError(
-                f"prompt (--prompt) has {found} places for a video or image; leave one, and ask about each apart"
-            )
+            raise UsageError(f"{name}: {found} places for a video or image; leave one, and ask about each apart")
         if found and not visual:
-            raise UsageError("prompt (--prompt) has a place for a video, but none was given; add --video or --image")
+            raise UsageError(f"{name}: a place for a video, but none was given; add --video or --image")
         if visual and not found:
             raise BundleError(
                 f"chat_template.jinja puts no {visual} into the prompt; write its placeholder in --prompt"
@@ -118,14 +146,6 @@ def _spellings(answer: str) -> list[str]:
     return [space + form for form in (word, word.lower(), word.capitalize(), word.upper()) for space in ("", " ")]
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Templates come with a checkpoint, so they run in a sandbox, with what transformers gives them."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise
-    return environment
-
-
-def _raise(message: str) -> Any:
-    raise jinja2.TemplateError(message)
+def _turn(message: Message, visual: Kind | None) -> Turn:
+    parts = [{"type": visual}] if visual else []
+    return {"role": message.role, "content": parts + ([{"type": "text", "text": message.text}] if message.text else [])}

@@ -19,6 +19,7 @@ from dycoke_edge import CameraWatcher, VideoLLM
 from dycoke_edge.config import ReaderSpec, Sampling
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo
 from dycoke_edge.runtime.camera.status import CameraStatus, State
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece, Reply
 from dycoke_edge.runtime.stats import Stats
 
@@ -90,7 +91,7 @@ class FakeLive:
         self.times.clear()
         self.cleared += 1
 
-    def ask(self, prompt: str, sampling: Sampling = Sampling()) -> Iterator[Piece]:  # noqa: B008
+    def ask(self, prompt: Asked, sampling: Sampling = Sampling()) -> Iterator[Piece]:  # noqa: B008
         return self.llm.speak(prompt, list(self.times))
 
     def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
@@ -126,7 +127,7 @@ class FakeLLM:
         self.clock.now += getattr(self.cost, call)
         self.fail(call)
 
-    def speak(self, prompt: str, times: list[float]) -> Iterator[Piece]:
+    def speak(self, prompt: Asked, times: list[float]) -> Iterator[Piece]:
         self.calls.append(f"ask {prompt}")
         stats = Stats(frames=len(times))
         for number, word in enumerate(self.words):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dycoke_edge import Compression, EngineError, LiveSpec, LiveVideo, Sampling, UsageError, VideoLLM
+from dycoke_edge import Compression, EngineError, LiveSpec, LiveVideo, Message, Sampling, UsageError, VideoLLM
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.runtime.live import ANCHOR
 from dycoke_edge.runtime.loop import Prompt
@@ -611,6 +611,39 @@ def test_a_question_or_answer_without_room_is_refused(llm: VideoLLM) -> None:
     with pytest.raises(UsageError, match="--max-answer-tokens 25"):
         ids(live, sampling=Sampling(max_new_tokens=25))
     assert ids(live) == llm.generate("What?", video=frames(9), compression=OFTEN, sampling=SHORT).token_ids
+
+
+def test_a_conversation_about_a_live_video_is_that_about_the_clip(llm: VideoLLM) -> None:
+    live = llm.live(OFTEN, replace(PLAIN, max_question_tokens=96))
+    for frame in frames(9):
+        live.push(frame)
+    first, answer = Message("user", "What?"), Message("assistant", "A square.")
+    for said in ([first, answer, Message("user", "And then?")], [replace(first, visual=True), answer, first]):
+        got = [piece.token for piece in live.ask(said, SHORT)]
+        assert got == llm.generate(said, video=frames(9), compression=OFTEN, sampling=SHORT).token_ids
+    assert live.score([first, answer, Message("user", "Sure?")]) != live.score("Sure?")
+    assert ids(live) == llm.generate("What?", video=frames(9), compression=OFTEN, sampling=SHORT).token_ids
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([Message("system", "Be brief."), Message("user", "What?")], "messages[0] of the system comes before the live"),
+        (
+            [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "What?", visual=True)],
+            "messages[0] of the user comes before the live video",
+        ),
+        ([Message("user", "Hi"), Message("user", "<video>?")], "messages: text before the live video"),
+        ([Message("user", "What?"), Message("assistant", "x" * 300), Message("user", "?")], "--max-question-tokens 3"),
+    ],
+)
+def test_what_a_conversation_about_a_live_video_must_not_be(llm: VideoLLM, said: list[Message], why: str) -> None:
+    live = llm.live(OFTEN, PLAIN)
+    live.push(frames(1)[0])
+    rows = live.kv.live_nbytes
+    with pytest.raises(UsageError) as error:
+        list(live.ask(said, SHORT))
+    assert why in str(error.value) and live.kv.live_nbytes == rows
 
 
 def test_a_question_that_places_the_video_is_refused(llm: VideoLLM) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
-from dycoke_edge import Compression, Sampling, VideoLLM
+from dycoke_edge import Compression, Message, Sampling, VideoLLM
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.loop import Prompt, Step
 from tests import lively, reference
@@ -28,16 +28,19 @@ def frames(count: int) -> Frames:
 
 def transformers_ids(model: Any, checkpoint: Path, text: str, video: Frames | None, kind: str) -> list[int]:
     """Greedy ids of transformers: its tokenizer, its chat template, its generate."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     place = f"<{kind}>"
     content: list[dict[str, str]] = [{"type": "text", "text": text}]
     if video is not None and place not in text:
         content.insert(0, {"type": kind})
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
+    return conversation_ids(model, checkpoint, [{"role": "user", "content": content}], video, kind)
+
+
+def conversation_ids(model: Any, checkpoint: Path, turns: list[Any], video: Frames | None, kind: str) -> list[int]:
+    """The same of several messages, one of which has the place of the video."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+    chat = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     count = 0 if video is None else len(video) * 16 + 1
-    ids = tokenizer(chat.replace(place, "<video>" * count), return_tensors="pt").input_ids
+    ids = tokenizer(chat.replace(f"<{kind}>", "<video>" * count), return_tensors="pt").input_ids
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if video is not None:
         pixels = (torch.from_numpy(video).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
@@ -71,6 +74,20 @@ def test_the_video_may_stand_anywhere(llm: VideoLLM, model: Any, tiny_checkpoint
     want = transformers_ids(model, tiny_checkpoint, text, frames(4), "video")
     reply = llm.generate(text, video=frames(4), compression=Compression.off(), sampling=GREEDY)
     assert reply.token_ids == want
+
+
+@pytest.mark.parametrize("shown", [1, 3])
+def test_off_equals_transformers_on_a_conversation(
+    llm: VideoLLM, model: Any, tiny_checkpoint: Path, shown: int
+) -> None:
+    said = [("system", "Be brief."), ("user", "What?"), ("assistant", "A square."), ("user", "And then?")]
+    messages = [Message(role, text, number == shown) for number, (role, text) in enumerate(said)]  # type: ignore
+    turns = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+    turns[shown]["content"].insert(0, {"type": "video"})  # type: ignore
+    want = conversation_ids(model, tiny_checkpoint, turns, frames(4), "video")
+    reply = llm.generate(messages, video=frames(4), compression=Compression.off(), sampling=GREEDY)
+    assert reply.token_ids == want
+    assert want != transformers_ids(model, tiny_checkpoint, "And then?", frames(4), "video")
 
 
 GREEDY = Sampling(max_new_tokens=TOKENS, stop_token_ids=())

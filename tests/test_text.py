@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dycoke_edge import Message
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.errors import BundleError, UsageError
 from dycoke_edge.runtime.text import Text, TextStream
@@ -28,6 +29,33 @@ PROMPTS = {
     "placeholder-first": "<video>\nWhat is this?",
     "placeholder-last": "What is this? <video>",
 }
+USER, FIRST = Message("user", "What happens?"), Message("user", "What is this?", visual=True)
+SYSTEM, ANSWER = Message("system", "Be brief."), Message("assistant", "A man sits down.")
+CONVERSATIONS: dict[str, tuple[list[Message], str | None]] = {
+    "one": ([USER], "video"),
+    "system": ([SYSTEM, USER], "video"),
+    "two turns": ([FIRST, ANSWER, USER], "video"),
+    "an image": ([FIRST, ANSWER, USER], "image"),
+    "in the last": ([USER, ANSWER, FIRST], "video"),
+    "not marked": ([SYSTEM, USER, ANSWER, Message("user", "And then?")], "video"),
+    "a turn of the video alone": ([Message("user", "", visual=True), ANSWER, USER], "video"),
+    "no video": ([SYSTEM, USER, ANSWER, USER, ANSWER, USER], None),
+    "two of the user's in a row": ([USER, FIRST], "video"),
+    "an instruction later": ([FIRST, ANSWER, SYSTEM, USER], "video"),
+    "in the text": ([USER, ANSWER, Message("user", "Look: <video> and there")], "video"),
+    "in the text and marked": ([Message("user", "Look: <video>", visual=True), ANSWER, USER], "video"),
+    "unicode": ([Message("system", "\u7b80\u77ed"), Message("assistant", "why \U0001f3a5\n\n then"), FIRST], "image"),
+}
+# In the manner of LLaVA-OneVision's own: pictures before texts, answers marked for training.
+MARKED = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}
+{% for part in message['content'] if part['type'] != 'text' %}{{ '<' + part['type'] + '>' }}{% endfor %}
+{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}
+    {% if message['role'] == 'assistant' %}
+{% generation %}{% set said = part['text'] %}{{ '\\n' + said }}{% endgeneration %}{{ said }}
+    {% else %}
+{{ '\\n' + part['text'] }}
+    {% endif %}
+{% endfor %}{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 CHARACTERS = ["é", "漢", "🎥", "a", "\n", "ÿ", "\u0301", "👩‍👩‍👧"]
 
 
@@ -55,6 +83,30 @@ def transformers_ids(tokenizer: Any, prompt: str, visual: str | None) -> list[in
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def as_transformers_takes_them(messages: list[Message], visual: str | None) -> list[dict[str, Any]]:
+    """The video with the message marked, or the user's first, unless a text names it."""
+    named = any(f"<{visual}>" in message.text for message in messages)
+    first = next(message for message in messages if message.visual or message.role == "user")
+    if any(message.visual for message in messages):
+        first = next(message for message in messages if message.visual)
+    shows = None if named or visual is None else first
+    turns = []
+    for message in messages:
+        parts = [{"type": str(visual)}] if message is shows else []
+        parts += [{"type": "text", "text": message.text}] if message.text else []
+        turns.append({"role": message.role, "content": parts})
+    return turns
+
+
+def with_template(template: str, tiny_bundle: Path, folder: Path) -> Text:
+    """A bundle's text side under another chat template."""
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "tokenizer.json").write_text((tiny_bundle / "tokenizer.json").read_text())
+    bundle = open_bundle(tiny_bundle)
+    bundle.path = folder
+    return Text(bundle)
 
 
 def byte_ids(text: Text, characters: str) -> list[int]:
@@ -111,17 +163,89 @@ def test_templates_are_rendered_as_transformers_does(
 {{ '<video>' if part['type'] == 'video' else part['text'] | trim }}
     {% endfor %}
 {% endfor %}"""
-    (tmp_path / "chat_template.jinja").write_text(template)
-    (tmp_path / "tokenizer.json").write_text((tiny_bundle / "tokenizer.json").read_text())
-    bundle = open_bundle(tiny_bundle)
-    bundle.path = tmp_path
-    prefix, suffix = Text(bundle).encode(" Hi? ", "video")
+    prefix, suffix = with_template(template, tiny_bundle, tmp_path).encode(" Hi? ", "video")
     content = [{"type": "video"}, {"type": "text", "text": " Hi? "}]
     rendered = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True, tokenize=False
     )
     whole = [*prefix.tolist(), video_id, *suffix.tolist()]
     assert whole == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+# conversations
+
+
+@pytest.mark.parametrize("template", ["the bundle's", "marked"])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_conversations_are_those_of_transformers(
+    tokenizer: Any, tiny_bundle: Path, tmp_path: Path, name: str, template: str
+) -> None:
+    own = (tiny_bundle / "chat_template.jinja").read_text()
+    source = MARKED if template == "marked" else own
+    messages, visual = CONVERSATIONS[name]
+    prefix, suffix = with_template(source, tiny_bundle, tmp_path).encode(messages, visual)
+    manifest = open_bundle(tiny_bundle).manifest
+    places = {"video": [manifest.video_token_id], "image": [manifest.image_token_id], None: list[int]()}
+    rendered = tokenizer.apply_chat_template(
+        as_transformers_takes_them(messages, visual), chat_template=source, add_generation_prompt=True, tokenize=False
+    )
+    whole = [*prefix.tolist(), *places[visual], *suffix.tolist()]
+    assert whole == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert rendered.count("<|im_start|>") == len(messages) + 1 and all(m.text in rendered for m in messages)
+
+
+def test_a_string_is_one_message_of_the_user(text: Text) -> None:
+    for mine, other in zip(text.encode("Hi?", "video"), text.encode([Message("user", "Hi?")], "video"), strict=True):
+        assert mine.tolist() == other.tolist()
+
+
+@pytest.mark.parametrize(
+    ("messages", "visual", "said"),
+    [
+        ([], None, "the user's comes last"),
+        ([USER, ANSWER], None, "the user's comes last"),
+        ([SYSTEM], "video", "the user's comes last"),
+        ([Message("system", " "), USER], None, "messages[0] is empty"),
+        ([USER, Message("assistant", ""), USER], "video", "messages[1] is empty"),
+        ([USER, ANSWER, Message("user", "", visual=True)], "video", "messages[2] is empty"),
+        ([Message("system", "Look", visual=True), USER], "video", "messages[0] of the system shows a video"),
+        ([Message("tool", "x"), USER], None, "messages[0] has a role"),  # type: ignore[arg-type]
+        ([{"role": "user", "content": "x"}], None, "give Message(role, text)"),
+        ([Message("user", "a \ud800"), USER], None, "messages[0] is not valid UTF-8"),
+        ([FIRST, ANSWER, FIRST], "video", "messages: 2 places"),
+        ([FIRST, ANSWER, Message("user", "<video>?")], "video", "messages: 2 places"),
+        ([FIRST, ANSWER, USER], None, "none was given"),
+        ([Message("system", "See <video>."), USER], "video", "messages[0] of the system has a place"),
+        ([USER, Message("assistant", "<image>"), USER], None, "messages[1] of the assistant has a place"),
+    ],
+)
+def test_what_no_conversation_is(text: Text, messages: list[Message], visual: str | None, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        text.encode(messages, visual)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "messages", "said"),
+    [
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not\n supported') }}{% endif %}",
+            [SYSTEM, USER],
+            "refuses this: System role not supported",
+        ),
+        ("{% set messages = messages | rejectattr('role', 'equalto', 'system') %}", [SYSTEM, USER], "system says"),
+        ("{% set messages = [messages[-1]] %}", [USER, ANSWER, USER], "assistant says"),
+    ],
+)
+def test_what_a_template_does_not_know_is_refused(
+    tiny_bundle: Path, tmp_path: Path, before: str, messages: list[Message], said: str
+) -> None:
+    template = before + (tiny_bundle / "chat_template.jinja").read_text()
+    narrow = with_template(template, tiny_bundle, tmp_path)
+    with pytest.raises(UsageError) as error:
+        narrow.encode(messages, "video")
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert len(narrow.encode("What?", "video")[1]) == len(narrow.encode([Message("user", "What?")], "video")[1])
 
 
 # what a prompt must not be

@@ -9,7 +9,18 @@ from itertools import pairwise
 
 import pytest
 
-from dycoke_edge import Answer, BusyError, Camera, CameraWatcher, EngineError, Event, Rule, StaleError, UsageError
+from dycoke_edge import (
+    Answer,
+    BusyError,
+    Camera,
+    CameraWatcher,
+    EngineError,
+    Event,
+    Message,
+    Rule,
+    StaleError,
+    UsageError,
+)
 from dycoke_edge.runtime.camera.schedule import Schedule
 from dycoke_edge.runtime.reply import Piece
 from tests.cameras import Cost, FakeClock, FakeLLM, FakeReader, Readers, by_hand, drive, wait
@@ -342,6 +353,23 @@ def test_who_reads_no_further_ends_the_answer() -> None:
 def test_an_empty_question(question: str) -> None:
     with by_hand(FakeLLM(), GATE) as (made, _), pytest.raises(UsageError, match="question is empty"):
         made.ask("gate", question)
+
+
+def test_a_conversation_begins_with_the_camera() -> None:
+    """Whatever the part of the window that is asked about: refused before anybody stands in line."""
+    before = [Message("system", "Be brief."), Message("user", "Is it open?")]
+    llm = FakeLLM()
+    with by_hand(llm, GATE) as (made, readers):
+        readers["gate"].fps = 1
+        drive(made, llm.clock, 20)
+        for last_s in (None, 3):
+            with pytest.raises(UsageError, match="of the system comes before the live video"):
+                made.ask_stream("gate", before, last_s)
+        assert not made._turns.waiting
+        pieces = made.ask_stream("gate", [before[1], Message("assistant", "No."), Message("user", "Sure?")])
+        while made._turns.waiting:
+            made._turns.step()
+        assert answered(made, pieces) == "a gate"
 
 
 # Failures of the model

@@ -11,6 +11,7 @@ from dycoke_edge.runtime.camera.answers import Answer, Window
 from dycoke_edge.runtime.camera.hub import line
 from dycoke_edge.runtime.camera.post import Post
 from dycoke_edge.runtime.camera.turns import Question
+from dycoke_edge.runtime.conversation import Asked, check_live, conversation
 from dycoke_edge.runtime.pipeline import Source, VideoLLM
 from dycoke_edge.runtime.reply import Piece, Reply
 
@@ -33,12 +34,13 @@ class Asking(ABC):
     def ask(
         self,
         camera_id: str,
-        question: str,
+        question: Asked,
         last_s: float | None = None,
         sampling: Sampling = SAMPLING,
         timeout: float | None = None,
     ) -> Answer:
-        """Ask about the window of a camera, or about its `last_s` seconds. Rules and alerts are not disturbed.
+        """Ask about the window of a camera, or about its `last_s` seconds. Rules and alerts are not disturbed. Of
+        several messages the first shows the camera.
 
         UsageError for what cannot be asked; whatever else keeps it from being answered is in the answer's `status`.
         """
@@ -57,7 +59,7 @@ class Asking(ABC):
         return Answer("ok", reply.text, None, reply.token_ids, reply.stats, window)
 
     def ask_stream(
-        self, camera_id: str, question: str, last_s: float | None = None, sampling: Sampling = SAMPLING
+        self, camera_id: str, question: Asked, last_s: float | None = None, sampling: Sampling = SAMPLING
     ) -> Iterator[Piece]:
         """The same piece by piece. UsageError, BusyError and StaleError are raised here, at once; what fails later, by
         the iterator."""
@@ -69,7 +71,7 @@ class Asking(ABC):
 
     def generate(
         self,
-        prompt: str,
+        prompt: Asked,
         video: Source | None = None,
         image: Source | None = None,
         compression: Compression = COMPRESSION,
@@ -83,7 +85,7 @@ class Asking(ABC):
 
     def generate_stream(
         self,
-        prompt: str,
+        prompt: Asked,
         video: Source | None = None,
         image: Source | None = None,
         compression: Compression = COMPRESSION,
@@ -93,11 +95,10 @@ class Asking(ABC):
         """As VideoLLM.stream. BusyError is raised here, at once; what fails later, by the iterator."""
         return self._question(lambda: self._llm.stream(prompt, video, image, compression, sampling, clip)).pieces()
 
-    def _ask(self, camera_id: str, question: str, last_s: float | None, sampling: Sampling) -> Question:
+    def _ask(self, camera_id: str, question: Asked, last_s: float | None, sampling: Sampling) -> Question:
         post = self._post(camera_id)
         seconds = post.camera.window_s
-        if not question.strip():
-            raise UsageError("the question is empty; ask something, e.g. 'Is the gate open?'")
+        check_live(conversation(question, "the question"))
         if last_s is not None and not 0 < last_s <= seconds:
             raise UsageError(
                 f"last_s={last_s:g} must be above 0 and at most {seconds:g}, the seconds that camera {camera_id} "

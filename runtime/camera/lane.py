@@ -23,6 +23,7 @@ from dycoke_edge.runtime.camera.model import Model
 from dycoke_edge.runtime.camera.recent import Recent
 from dycoke_edge.runtime.camera.rules import probability
 from dycoke_edge.runtime.camera.status import CameraStatus
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece
 
 
@@ -100,7 +101,7 @@ class Lane:
         """Begin with an empty window at the next unit. For any thread."""
         self._forget = True
 
-    def ask(self, question: str, last_s: float | None, sampling: Sampling) -> Iterator[Piece]:
+    def ask(self, question: Asked, last_s: float | None, sampling: Sampling) -> Iterator[Piece]:
         """Answer about the window; raises StaleError when there is no recent video."""
         self.check_fresh()
         return self.recent.ask(question, last_s, sampling)

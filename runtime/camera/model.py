@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, LiveSpec, Sampling
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece, Reply
 
 
@@ -34,7 +35,7 @@ class Live(Protocol):
 
     def clear(self) -> None: ...
 
-    def ask(self, prompt: str, sampling: Sampling) -> Iterator[Piece]: ...
+    def ask(self, prompt: Asked, sampling: Sampling) -> Iterator[Piece]: ...
 
     def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]: ...
 

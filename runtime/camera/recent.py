@@ -14,6 +14,7 @@ from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.look import Seen, View
 from dycoke_edge.runtime.camera.model import Live, Model
 from dycoke_edge.runtime.camera.schedule import Schedule
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece
 
 
@@ -81,7 +82,7 @@ class Recent:
             return
         raise StaleError(f"no recent video from {self._camera.id}: {why}; ask again when it is online")
 
-    def ask(self, question: str, last_s: float | None, sampling: Sampling) -> Iterator[Piece]:
+    def ask(self, question: Asked, last_s: float | None, sampling: Sampling) -> Iterator[Piece]:
         """Ask about the window, or encode its last seconds anew for a question about less than all of it."""
         part = self.view.last(float("inf") if last_s is None else last_s)
         if len(part) == len(self.view):
