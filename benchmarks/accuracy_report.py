@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from benchmarks.methods import BOTH, Method
 from benchmarks.scenes.questions import KINDS
 
 Line = dict[str, Any]
-Scores = dict[str, dict[int, list[tuple[str, float]]]]  # of a method, by clip: kind and score of each answer
+Clips = dict[int, list[tuple[str, float]]]  # of a clip, by seed: kind and score of each answer
+Scores = dict[str, Clips]  # of a method
 DRAWS = 1000  # of the bootstrap
 PAPER = f"both {BOTH.merge_ratio:g}"
 NONE = "no compression"
@@ -51,41 +52,46 @@ def _scores(lines: list[Line]) -> Scores:
     return scores
 
 
-def _row(method: Method, clips: dict[int, list[tuple[str, float]]], lines: list[Line]) -> Line:
+def _row(method: Method, clips: Clips, lines: list[Line]) -> Line:
     return {
         "method": method.name,
         "line": method.line,
         "entered": round(float(np.mean([line["entered"] for line in lines])), 4),
         "active": round(float(np.mean([line["active"] for line in lines])), 4),
         "questions": sum(len(answers) for answers in clips.values()),
-        "short": interval([clips], lambda drawn: _mean(drawn[0], SHORT)),
-        "describe": interval([clips], lambda drawn: _mean(drawn[0], ("describe",))),
+        "short": interval(clips, SHORT),
+        "describe": interval(clips, ("describe",)),
         "kinds": {kind: _round(_mean(clips.values(), (kind,))) for kind in KINDS},
     }
 
 
 def _retained(scores: Scores) -> Line:
     """Accuracy at the paper's setting over that without compression, a kind, both on the same drawn clips."""
-    pair = [scores[PAPER], scores[NONE]]
-
-    def kept(kinds: tuple[str, ...]) -> list[float | None]:
-        return interval(pair, lambda drawn: _mean(drawn[0], kinds) / max(_mean(drawn[1], kinds), 1e-9))
-
-    return {name: kept(kinds) for name, kinds in {"short": SHORT, **{kind: (kind,) for kind in KINDS}}.items()}
+    groups = {"short": SHORT, **{kind: (kind,) for kind in KINDS}}
+    return {name: interval(scores[PAPER], kinds, scores[NONE]) for name, kinds in groups.items()}
 
 
-def interval(
-    of: list[dict[int, list[tuple[str, float]]]], value: Callable[[list[list[list[tuple[str, float]]]]], float]
-) -> list[float | None]:
-    """A value, and its 95 % interval over clips drawn again: answers about one clip hang together."""
-    seeds = sorted(set.intersection(*(set(clips) for clips in of)))
-    random = np.random.default_rng(0)
-    drawn = list[float]()
-    for _ in range(DRAWS):
-        again = [seeds[i] for i in random.integers(len(seeds), size=len(seeds))]
-        drawn.append(value([[clips[seed] for seed in again] for clips in of]))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if not np.isnan(drawn).all() else (np.nan, np.nan)
-    return [_round(value([[clips[seed] for seed in seeds] for clips in of])), _round(low), _round(high)]
+def interval(clips: Clips, kinds: tuple[str, ...], over: Clips | None = None) -> list[float | None]:
+    """Accuracy, or its ratio to that of `over`, and its 95 % interval over clips drawn again: answers about one clip
+    hang together."""
+    seeds = sorted(clips if over is None else clips.keys() & over.keys())
+    drawn = np.random.default_rng(0).integers(len(seeds), size=(DRAWS + 1, len(seeds)))
+    drawn[0] = np.arange(len(seeds))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = _drawn(clips, seeds, kinds, drawn)
+        if over is not None:
+            values = values / _drawn(over, seeds, kinds, drawn)
+    again = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(again, [2.5, 97.5]) if again.size else (np.nan, np.nan)
+    return [_round(values[0]), _round(low), _round(high)]
+
+
+def _drawn(clips: Clips, seeds: list[int], kinds: tuple[str, ...], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean score of each draw of clips [draws, n]."""
+    right = [[score for kind, score in clips[seed] if kind in kinds] for seed in seeds]
+    sums, counts = np.array([sum(scores) for scores in right]), np.array([len(scores) for scores in right])
+    mean: NDArray[np.float64] = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return mean
 
 
 def _mean(clips: Iterable[list[tuple[str, float]]], kinds: tuple[str, ...]) -> float:
@@ -94,7 +100,7 @@ def _mean(clips: Iterable[list[tuple[str, float]]], kinds: tuple[str, ...]) -> f
 
 
 def _round(value: float | np.floating[Any]) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
+    return None if not np.isfinite(value) else round(float(value), 4)
 
 
 def _percent(value: float | None) -> str:
@@ -131,7 +137,7 @@ def _markdown(found: Line) -> str:
     text = [
         "# Accuracy under compression",
         "",
-        f"Output of `python -m {found['environment']['command']}`. {setup['clips']} held-out clips of "
+        f"Output of `{found['environment']['command'].replace('accuracy.py', 'python -m benchmarks.accuracy')}`. {setup['clips']} held-out clips of "
         f"{setup['frames']} frames, {table[0]['questions']} questions a method, seed {setup['seed']}, model "
         f"{setup['model']}, commit {found['environment']['commit']}. In brackets the 95 % interval over clips.",
         "",

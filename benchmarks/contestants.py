@@ -17,9 +17,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.environment import status_bytes
+from dycoke_edge.runtime.synthetic import moving_patch
 
 PROMPT = "Describe what happens in this video."
 Run = Callable[[], dict[str, Any]]
@@ -75,19 +75,6 @@ class Worker:
         return data
 
 
-def clip(frames: int, size: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A still textured background with sensor noise and a moving square: uint8 [F, size, size, 3]."""
-    random = np.random.default_rng(seed)
-    blocks = random.integers(0, 256, (-(-size // 8), -(-size // 8), 3))
-    background = blocks.repeat(8, 0).repeat(8, 1)[:size, :size].astype(np.int16)
-    noise = random.integers(-6, 7, (frames, *background.shape), dtype=np.int16)
-    video = background + noise
-    for frame in range(frames):
-        left = frame * 37 % (size - size // 5)
-        video[frame, size // 4 : size // 2, left : left + size // 5] = random.integers(0, 256, 3)
-    return video.clip(0, 255).astype(np.uint8)
-
-
 def ours(job: Job) -> Run:
     """This project, on ONNX Runtime."""
     from dycoke_edge import Compression, Sampling, VideoLLM
@@ -96,7 +83,7 @@ def ours(job: Job) -> Run:
     compression = Compression(merge_ratio=job.merge_ratio or 0.0, prune_ratio=job.prune_ratio)
     sampling = Sampling(max_new_tokens=job.new_tokens, stop_token_ids=())
     size = llm.bundle.model.image_size
-    video = clip(job.frames, size)
+    video = moving_patch(job.frames, size)
 
     def run() -> dict[str, Any]:
         reply = llm.generate(PROMPT, video, compression=compression, sampling=sampling)
@@ -126,7 +113,7 @@ def theirs(job: Job) -> Run:
     )
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model)
     size = model.config.vision_config.image_size
-    pixels = (torch.from_numpy(clip(job.frames, size)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+    pixels = (torch.from_numpy(moving_patch(job.frames, size)).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
     content = [{"type": "video"}, {"type": "text", "text": PROMPT}]
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False

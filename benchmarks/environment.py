@@ -11,8 +11,12 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
 from typing import Any
+
+from dycoke_edge.runtime.board import field, status_bytes
+from dycoke_edge.runtime.traffic import read_bandwidth
+
+__all__ = ["stamp", "status_bytes"]
 
 PACKAGES = ("dycoke-edge", "numpy", "onnxruntime", "torch", "transformers")
 
@@ -22,38 +26,11 @@ def stamp() -> dict[str, Any]:
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
-        "cpu": _field("/proc/cpuinfo", "model name"),
+        "cpu": field(Path("/proc/cpuinfo"), "model name"),
         "python": platform.python_version(),
         "load_average": Path("/proc/loadavg").read_text().split()[:3],
         **{name: _version(name) for name in PACKAGES},
     }
-
-
-def read_bandwidth(threads: int = 2, gigabytes: float = 1.0) -> float:
-    """GB/s at which a large matrix is read by a product with a vector, which is what limits decoding. Best of 8."""
-    import torch
-
-    torch.set_num_threads(threads)
-    matrix = torch.ones(int(gigabytes * 1e9 / 4 / 1024), 1024)
-    vector, best = torch.ones(1024), float("inf")
-    for _ in range(8):
-        began = perf_counter()
-        torch.mv(matrix, vector)
-        best = min(best, perf_counter() - began)
-    return matrix.numel() * 4 / best / 1e9
-
-
-def status_bytes(key: str) -> int:
-    """A memory figure of this process, e.g. VmHWM (peak resident) or RssAnon, in bytes."""
-    return int((_field("/proc/self/status", key) or "0 kB").split()[0]) * 1024
-
-
-def _field(file: str, key: str) -> str | None:
-    for line in Path(file).read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            return value.strip()
-    return None
 
 
 def _version(name: str) -> str | None:
@@ -69,4 +46,4 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(stamp() | {"read_gb_per_s": round(read_bandwidth(), 1)}))
+    print(json.dumps(stamp() | {"read_gb_per_s": round(read_bandwidth() / 1e9, 1)}))

@@ -124,9 +124,11 @@ def test_forty_questions_give_the_table_and_a_second_run_goes_on(
 
 def test_intervals_hold_the_value() -> None:
     clips = {seed: [("count", float(seed % 4 > 0)), ("describe", 0.5)] for seed in range(40)}
-    value = accuracy_report.interval([clips], lambda drawn: accuracy_report._mean(drawn[0], ("count",)))
+    value = accuracy_report.interval(clips, ("count",))
     assert value[0] == 0.75 and value[1] is not None and value[2] is not None
     assert 0.55 < value[1] < 0.75 < value[2] < 0.95
+    half = {seed: [(kind, right / 2) for kind, right in answers] for seed, answers in clips.items()}
+    assert accuracy_report.interval(half, ("count",), clips) == [0.5, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(

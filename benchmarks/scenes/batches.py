@@ -18,12 +18,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from benchmarks.scenes import cells, questions
+from benchmarks.scenes import cells, pictures, questions
 from benchmarks.scenes.world import Split, draw, plan
 
 TOKENS = 49  # visual tokens a frame
 FRAMES = (8, 12, 16, 24, 32)
 EASY = 2  # of FRAMES: the lengths that training begins with
+PICTURES = 2  # beside each clip
 LOST = 0.7  # at most, of a batch that loses tokens
 IGNORED = -100
 
@@ -35,6 +36,8 @@ class Batch:
     frames: Tensor  # uint8 [B, F, R, R, 3]
     facts: Tensor  # uint8 [B, F * N, facts], what stands in each token's part of the picture
     motions: Tensor  # uint8 [B, M, motions], what the thing in a kept token's part does
+    pictures: Tensor  # uint8 [B * PICTURES, R, R, 3], of things in colours without a name
+    shown: Tensor  # uint8 [B * PICTURES, N, facts], what they show; facts about colours are not in it
     kept: Tensor  # int64 [B, M], increasing: which of the F * N visual tokens the decoder sees
     prefix: Tensor  # int64 [P]
     ids: Tensor  # int64 [B, Q]
@@ -95,8 +98,11 @@ def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, loss
         torch.from_numpy(np.stack([of(scene) for scene in scenes])).flatten(1, 2) for of in (cells.facts, cells.motions)
     )
     motions = motions.gather(1, kept[..., None].expand(-1, -1, motions.shape[-1]))
+    unnamed, shown = map(torch.from_numpy, pictures.draw(np.random.default_rng([seeds[0], 6]), PICTURES * len(seeds)))
     answers = torch.nonzero(labels.flatten() != IGNORED).flatten()
-    return Batch(video, facts, motions, kept, torch.tensor(prefix), ids, labels, answers, block, positions)
+    return Batch(
+        video, facts, motions, unnamed, shown, kept, torch.tensor(prefix), ids, labels, answers, block, positions
+    )
 
 
 def _kept(random: np.random.Generator, clips: int, total: int, lossy: bool) -> tuple[Tensor, Tensor]:

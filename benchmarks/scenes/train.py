@@ -2,10 +2,12 @@
 
     python -m benchmarks.scenes.train OUT [--steps 20000] [--batch 32] [--device cuda]
 
-Three losses: the answers' tokens; from each visual token, what stands in its part of the picture; from the decoder's
-row of each visual token, what the thing there does (two heads that are thrown away). Writes OUT/checkpoint.pt every
---every steps and goes on from it when started again; at the end OUT is a Hugging Face directory (fp16 safetensors) that
-`dycoke-edge export` takes. Prints step, losses, and how many held-out answers are right.
+Three losses: the answers' tokens; from each visual token, what stands in its part of the picture, also of single
+pictures of things in colours without a name, so that a shape is known in colours it was not seen in; from the
+decoder's row of each visual token, what the thing there does (two heads that are thrown away). Writes
+OUT/checkpoint.pt every --every steps and goes on from it when started again; at the end OUT is a Hugging Face
+directory (fp16 safetensors) that `dycoke-edge export` takes. Prints step, losses, and how many held-out answers are
+right.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from benchmarks.scenes import batches, cells, model
+from benchmarks.scenes import batches, cells, model, pictures
 from benchmarks.scenes.batches import Batch
 
 HELD_OUT_CLIPS = 64  # of the test split, seeds 0 on; accuracy.py measures on others
@@ -45,12 +47,17 @@ class Learner(nn.Module):
         width = self.tiny.config.text_config.hidden_size
         self.facts, self.motions = nn.Linear(width, len(cells.FACTS)), nn.Linear(width, len(cells.MOTIONS))
 
+    def see(self, frames: Tensor) -> Tensor:
+        """Visual tokens [B, F * N, E] of frames uint8 [B, F, R, R, 3]."""
+        pixels = (frames.permute(0, 1, 4, 2, 3).to(self.tiny.dtype) / 255 - 0.5) / 0.5
+        # transformers 5.23 puts the newline behind the features, 5.17 did not
+        visual: Tensor = self.tiny.model.get_video_features(pixels).pooler_output
+        return visual[:, : frames.shape[1] * batches.TOKENS]
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [n, V] where an answer token is predicted, of facts [B, F * N, facts], of motions [B, M, motions]."""
         tiny = self.tiny
-        pixels = (batch.frames.permute(0, 1, 4, 2, 3).to(tiny.dtype) / 255 - 0.5) / 0.5
-        # transformers 5.23 puts the newline behind the features, 5.17 did not
-        visual = tiny.model.get_video_features(pixels).pooler_output[:, : batch.facts.shape[1]]
+        visual = self.see(batch.frames)
         newline = tiny.model.image_newline.expand(len(visual), 1, -1)
         rows = batch.kept[..., None].expand(-1, -1, visual.shape[-1])
         embed = tiny.get_input_embeddings()
@@ -73,11 +80,13 @@ def halved(features: Tensor) -> Tensor:
     return features.reshape(count, side, 2, side, 2, width).mean((2, 4)).reshape(count, side * side, width)
 
 
-def losses(learner: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def losses(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy a token of the answers; of the facts and of the motions, a visual token."""
     logits, facts, motions = learner(batch)
     text = functional.cross_entropy(logits.float(), batch.labels.flatten()[batch.answers])
-    return text, named(facts, batch.facts), named(motions, batch.motions)
+    shapes = learner.facts(learner.see(batch.pictures[:, None]))[..., pictures.TAUGHT]
+    shown = named(shapes, batch.shown[..., pictures.TAUGHT])
+    return text, named(facts, batch.facts) + shown, named(motions, batch.motions)
 
 
 def named(logits: Tensor, true: Tensor) -> Tensor:
@@ -136,7 +145,6 @@ def train(
     every: int = 500,
     workers: int = 2,
     frames: tuple[int, ...] = batches.FRAMES,
-    compiled: bool = False,
 ) -> list[float]:
     """Train from the start or from OUT/checkpoint.pt; returns the answers' losses of this run."""
     torch.manual_seed(0)
@@ -153,8 +161,6 @@ def train(
         learner.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    if compiled:
-        compile_layers(learner.tiny)
     stream = batches.Stream(tokenizer.to_str(), batch, first, int(steps * EASY_SHARE), frames)
     loader: Any = DataLoader(stream, batch_size=None, num_workers=workers, pin_memory=where.type == "cuda")
     found, began = list[tuple[Tensor, ...]](), perf_counter()
@@ -179,13 +185,6 @@ def train(
     return [float(text) for text, *_ in found]
 
 
-def compile_layers(tiny: Any) -> None:
-    """Compile the layers, which are all alike, and not the whole: seconds instead of minutes before the first step."""
-    for module in tiny.modules():
-        if type(module).__name__ in ("SiglipEncoderLayer", "Qwen2DecoderLayer"):
-            module.compile(dynamic=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -195,9 +194,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="compile the layers first")
     args = parser.parse_args()
-    train(args.out, args.steps, args.batch, args.rate, args.device, args.every, args.workers, compiled=args.compile)
+    train(args.out, args.steps, args.batch, args.rate, args.device, args.every, args.workers)
 
 
 if __name__ == "__main__":
