@@ -134,12 +134,13 @@ def _markdown(found: Line) -> str:
         return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
     table, setup = found["results"], found["setup"]
+    command = found["environment"]["command"].replace("accuracy.py", "python -m benchmarks.accuracy")
     text = [
         "# Accuracy under compression",
         "",
-        f"Output of `{found['environment']['command'].replace('accuracy.py', 'python -m benchmarks.accuracy')}`. {setup['clips']} held-out clips of "
-        f"{setup['frames']} frames, {table[0]['questions']} questions a method, seed {setup['seed']}, model "
-        f"{setup['model']}, commit {found['environment']['commit']}. In brackets the 95 % interval over clips.",
+        f"Output of `{command}`. {setup['clips']} held-out clips of {setup['frames']} frames, {table[0]['questions']} "
+        f"questions a method, seed {setup['seed']}, model {setup['model']}, commit {found['environment']['commit']}. In "
+        "brackets the 95 % interval over clips.",
         "",
         *grid(HEAD, map(_cells, table)),
         "",
