@@ -139,8 +139,8 @@ def _markdown(found: Line) -> str:
         "# Accuracy under compression",
         "",
         f"Output of `{command}`. {setup['clips']} held-out clips of {setup['frames']} frames, {table[0]['questions']} "
-        f"questions a method, seed {setup['seed']}, model {setup['model']}, commit {found['environment']['commit']}. In "
-        "brackets the 95 % interval over clips.",
+        f"questions a method, seed {setup['seed']}, model {setup['model']}, commit {found['environment']['commit']}. "
+        "In brackets the 95 % interval over clips.",
         "",
         *grid(HEAD, map(_cells, table)),
         "",
