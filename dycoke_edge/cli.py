@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from dycoke_edge import __version__, cli_camera, cli_serve
+from dycoke_edge import __version__, cli_bench, cli_camera, cli_serve
 from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.cli_options import Parser, add, command, installed, single, take
@@ -62,6 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = command(commands, "doctor", doctor, "show what this machine has and lacks")
     p.add_argument("--json", action="store_true", help="print JSON")
 
+    cli_bench.add_commands(commands)
     cli_camera.add_commands(commands)
     cli_serve.add_commands(commands)
     return parser.parse_args(argv)

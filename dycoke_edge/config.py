@@ -157,6 +157,29 @@ class ExportSpec(Options):
     split_layer: int = option(3, "layer where the decoder is cut: keep works from here on", 1)
 
 
+BENCH_MODES = ("vision", "merge", "prefill", "decode", "e2e")
+
+
+@dataclass(frozen=True)
+class BenchSpec(Options):
+    """What is measured on a device, and how often."""
+
+    mode: tuple[str, ...] = option(BENCH_MODES, "stages to measure", choices=BENCH_MODES)
+    num_frames: int = option(8, "frames of the video", 1, 2**16)
+    prompt_tokens: int = option(20, "tokens of the question, its chat template not counted", 1, 2**16)
+    new_tokens: int = option(128, "tokens of the answer", 2, 2**16)
+    rounds: int = option(6, "times everything is measured", 1, 2**20)
+    warmup: int = option(2, "rounds before that, which do not count", 0, 2**20)
+    bandwidth: float | None = option(
+        None, "GB/s that the memory can be read at, e.g. from the data sheet; without it, measured on the CPU", 1e-3
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.mode:
+            raise UsageError(f"mode=() (--mode) measures nothing; use e.g. --mode {BENCH_MODES[0]}")
+
+
 @dataclass(frozen=True)
 class ReaderSpec(Options):
     """How a camera or a file is read. Seconds are of the reader's clock."""
