@@ -10,8 +10,9 @@ import numpy as np
 import openai
 import pytest
 
-from dycoke_edge import VideoLLM
+from dycoke_edge import Message, VideoLLM
 from dycoke_edge.config import Camera, Clip, Sampling
+from dycoke_edge.template import environment
 from tests import clips
 from tests.serving import (
     Served,
@@ -109,6 +110,51 @@ def test_the_openai_client_shows_a_video_and_a_live_camera(client: openai.OpenAI
     assert first <= last and first.endswith("Z")
 
 
+@pytest.mark.parametrize("sent_back", ["object", "dump", "words"])
+def test_the_openai_client_goes_on_about_a_video(
+    client: openai.OpenAI, served: Served, clip: Path, tiny_bundle: Path, sent_back: str
+) -> None:
+    """A system message and two turns, the video in the first of them."""
+    wanted = {"extra_body": {"media_io_kwargs": {"video": {"num_frames": 8}}}}
+    first: Any = [video(data_url(clip)), text("What happens?")]
+    said: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": first}]
+    one = client.chat.completions.create(model=served.model, messages=said, max_tokens=6, **wanted)  # type: ignore
+    words = mean(one.choices[0].message.content)
+    said.append(
+        {
+            "object": one.choices[0].message,
+            "dump": one.choices[0].message.model_dump(),
+            "words": {"role": "assistant", "content": [text(words)]},
+        }[sent_back]
+    )
+    said.append({"role": "user", "content": "And then?"})
+    two = client.chat.completions.create(model=served.model, messages=said, max_tokens=6, **wanted)  # type: ignore
+    messages = [Message("system", "Be brief."), Message("user", "What happens?", visual=True)]
+    llm = VideoLLM.load(tiny_bundle, kv_capacity=2048)
+    for found in (one, two):
+        reply = llm.generate(messages, str(clip), clip=Clip(num_frames=8), sampling=Sampling(max_new_tokens=6))
+        assert found.choices[0].message.content == reply.text
+        assert found.usage is not None
+        assert found.usage.prompt_tokens == reply.stats.text_tokens + reply.stats.visual_tokens_kept
+        messages += [Message("assistant", reply.text), Message("user", "And then?")]
+
+
+def test_the_openai_client_goes_on_about_a_live_camera(client: openai.OpenAI, served: Served) -> None:
+    first: Any = [stream("yard"), text("What happens?")]
+    found = client.chat.completions.create(
+        model=served.model,
+        messages=[
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": "Nothing."},
+            {"role": "user", "content": "And now?"},
+        ],
+        max_tokens=4,
+    )
+    alone = served.ask(stream("yard"), text("And now?")).json()["usage"]
+    assert found.model_extra is not None and found.model_extra["dycoke"]["frames"] >= 1
+    assert found.usage is not None and found.usage.completion_tokens == alone["completion_tokens"] == 4
+
+
 def test_the_openai_client_knows_our_errors(client: openai.OpenAI, served: Served) -> None:
     ask = client.chat.completions.create
     with pytest.raises(openai.NotFoundError) as missing:
@@ -119,6 +165,10 @@ def test_the_openai_client_knows_our_errors(client: openai.OpenAI, served: Serve
 
 
 # What is shown
+
+
+def said(role: str, *parts: Any) -> dict[str, Any]:
+    return {"role": role, "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)}
 
 
 def answer(served: Served, *parts: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -168,10 +218,11 @@ def test_an_answer_is_no_longer_than_allowed(served: Served) -> None:
     assert answer(served, text(), max_tokens=100_000)["usage"]["completion_tokens"] == 16
 
 
-def test_system_messages_come_first(served: Served, tiny_bundle: Path) -> None:
-    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    found = answer(served, messages=said, max_tokens=6)
-    expected = VideoLLM.load(tiny_bundle).generate("Be brief.\nHi", sampling=Sampling(max_new_tokens=6))
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_messages_are_those_of_the_template(served: Served, tiny_bundle: Path, role: str) -> None:
+    found = answer(served, messages=[said(role, "Be brief."), said("user", "Hi")], max_tokens=6)
+    messages = [Message("system", "Be brief."), Message("user", "Hi")]
+    expected = VideoLLM.load(tiny_bundle).generate(messages, sampling=Sampling(max_new_tokens=6))
     assert found["choices"][0]["message"]["content"] == expected.text
 
 
@@ -181,11 +232,11 @@ def test_a_part_of_the_window(served: Served) -> None:
 
 
 def test_sampling_is_obeyed(served: Served) -> None:
-    def said(**options: Any) -> str:
+    def words(**options: Any) -> str:
         return mean(answer(served, text(), max_tokens=8, **options)["choices"][0]["message"]["content"])
 
-    assert said(temperature=2, seed=1) == said(temperature=2, seed=1) != said(temperature=2, seed=2)
-    assert said(temperature=2, top_p=0) == said()
+    assert words(temperature=2, seed=1) == words(temperature=2, seed=1) != words(temperature=2, seed=2)
+    assert words(temperature=2, top_p=0) == words()
 
 
 # What is refused
@@ -204,8 +255,7 @@ PNG = data_url(b"\x89PNG\r\n\x1a\nnothing more", "image/png")
         ([text()], {"media_io_kwargs": {"video": {"fps": -1}}}, "media_io_kwargs.video.fps: "),
         ([text()], {"media_io_kwargs": {"audio": {}}}, "media_io_kwargs.audio: unknown key"),
         ([text()], {"messages": []}, "messages: "),
-        ([text()], {"messages": [{"role": "assistant", "content": "Hi"}]}, "messages.0.role: "),
-        ([text()], {"messages": [{"role": "user", "content": "a"}] * 2}, "2 of them are the user's"),
+        ([text()], {"messages": [said("tool", "Hi")]}, "messages.0.role: "),
         ([text(" ")], {}, "nothing is asked"),
         ([text("x" * 9000)], {}, "9000 letters; at most 8000"),
         ([{"type": "input_audio"}], {}, "messages.0.content"),
@@ -226,6 +276,51 @@ def test_what_cannot_be_is_refused(
     served: Served, parts: list[dict[str, Any]], options: dict[str, Any], said: str
 ) -> None:
     assert said in error(served.ask(*parts, **options), 400)["message"]
+
+
+HI, HELLO = said("user", "Hi"), said("assistant", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("conversation", "why"),
+    [
+        ([HELLO], "the user's comes last"),
+        ([HI, HELLO], "the user's comes last"),
+        ([said("system", "Hi")], "the user's comes last"),
+        ([HI, HELLO, said("user", " ")], "nothing is asked"),
+        ([HI | {"content": None}, HELLO, HI], "messages[0] is empty"),
+        ([HI, {"role": "assistant", "content": None}, HI], "messages[1] is empty"),
+        ([HI, HELLO | {"tool_calls": [{"id": "1"}]}, HI], "messages.1.tool_calls: "),
+        ([HI, HELLO | {"reasoning": "x"}, HI], "messages.1.reasoning: unknown key"),
+        ([said("user", image(PNG), text()), HELLO, said("user", image(PNG), text())], "2 pictures, videos or streams"),
+        ([said("user", stream("yard"), text()), HELLO, said("user", video(PNG), text())], "one is supported"),
+        ([said("system", image(PNG)), HI], "image_url part of the system"),
+        ([HI, said("assistant", stream("yard")), HI], "stream part of the assistant"),
+        ([HI, said("assistant", "<video>"), HI], "messages[1] of the assistant has a place"),
+        ([HI, HELLO, said("user", "<video>?")], "none was given"),
+        ([said("user", "x" * 4000), said("assistant", "x" * 4000), HI], "8002 letters; at most 8000"),
+        ([HI, said("assistant", "x" * 7000), HI], "kv_capacity=2048"),
+        ([said("system", "Hi"), said("user", stream("yard"), text())], "comes before the live video"),
+        ([HI, HELLO, said("user", stream("yard", last_s=0.5), text())], "comes before the live video"),
+        ([said("user", stream("yard"), text()), said("assistant", "x" * 300), HI], "--max-question-tokens"),
+        ([HI, HELLO] * 32 + [HI], "messages: "),
+    ],
+)
+def test_what_no_conversation_is(served: Served, conversation: list[Any], why: str) -> None:
+    assert why in error(served.ask(messages=conversation), 400)["message"]
+
+
+def test_a_template_without_system_messages_says_so(tiny_bundle: Path) -> None:
+    llm = VideoLLM.load(tiny_bundle, kv_capacity=512)
+    own = (tiny_bundle / "chat_template.jinja").read_text()
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    ignores = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+    with serving(llm) as served:
+        for before, why in ((refuses, "System role not supported"), (ignores, "leaves out what the system says")):
+            llm.text._template = environment().from_string(before + own)
+            assert why in error(served.ask(messages=[said("system", "Be brief."), HI]), 400)["message"]
+            assert answer(served, messages=[HI, HELLO, HI])["usage"]["completion_tokens"] == 4
+        assert served.http.get("/v1/health/ready").status_code == 200
 
 
 def test_what_is_not_there_is_not_found(served: Served) -> None:

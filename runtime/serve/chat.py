@@ -87,21 +87,21 @@ def _check_model(service: Service, name: str) -> None:
 
 async def _begin(service: Service, asked: Question) -> Answering:
     """Read what a question shows, and get it in line."""
-    watcher, prompt, sampling = service.watcher, asked.prompt, asked.sampling
+    watcher, said, sampling = service.watcher, asked.messages, asked.sampling
     match asked.shown:
         case StreamPart(stream=stream):
             if stream.stream_id not in watcher.cameras:
                 raise ApiError(404, "stream_id: no such camera; GET /v1/live-stream lists them", "stream_id")
-            pieces = await service.apart(watcher.ask_stream, stream.stream_id, prompt, stream.last_s, sampling)
+            pieces = await service.apart(watcher.ask_stream, stream.stream_id, said, stream.last_s, sampling)
             return Answering(pieces, watcher.window(stream.stream_id))
         case ImagePart(image_url=link):
             image = await service.reading(service.media.image, link.url)
-            pieces = await service.apart(watcher.generate_stream, prompt, image=image, sampling=sampling)
+            pieces = await service.apart(watcher.generate_stream, said, image=image, sampling=sampling)
         case VideoPart(video_url=link):
             video = await service.reading(service.media.video, link.url, asked.wanted)
-            pieces = await service.apart(watcher.generate_stream, prompt, video=video, sampling=sampling)
+            pieces = await service.apart(watcher.generate_stream, said, video=video, sampling=sampling)
         case None:
-            pieces = await service.apart(watcher.generate_stream, prompt, sampling=sampling)
+            pieces = await service.apart(watcher.generate_stream, said, sampling=sampling)
     return Answering(pieces)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dycoke_edge.config import Sampling, ServeSpec
+from dycoke_edge.runtime.conversation import Message, Role
 from dycoke_edge.runtime.serve.errors import ApiError
 from dycoke_edge.runtime.serve.media import Wanted
 
@@ -54,10 +55,17 @@ Part = Annotated[TextPart | ImagePart | VideoPart | StreamPart, Field(discrimina
 Shown = ImagePart | VideoPart | StreamPart
 
 
-class Message(Strict):
-    role: Literal["system", "developer", "user"]
-    content: str | list[Part]
+class ChatMessage(Strict):
+    """The last keys come with an earlier answer that OpenAI's client sends back; here there is nothing in them."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None
     name: str | None = None
+    refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
 
 class VideoOptions(Strict):
@@ -82,7 +90,7 @@ class ChatRequest(Strict):
     """Keys that change an answer are obeyed or refused; the last ones change none and are ignored."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=64)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -108,7 +116,7 @@ class ChatRequest(Strict):
 class Question:
     """What is asked about what, out of a chat request."""
 
-    prompt: str
+    messages: tuple[Message, ...]
     shown: Shown | None
     wanted: Wanted
     sampling: Sampling
@@ -116,33 +124,39 @@ class Question:
 
 def question(request: ChatRequest, spec: ServeSpec) -> Question:
     """Check a request against the ceilings and put it together. ApiError names the key that is wrong."""
-    asked = [message for message in request.messages if message.role == "user"]
-    if len(asked) != 1:
-        raise ApiError(400, f"messages: {len(asked)} of them are the user's; send the one to answer", "messages")
-    if request.messages[-1] is not asked[0]:
-        raise ApiError(400, "messages: the user's comes last; move it there", "messages")
-    texts, shown = list[str](), list[Shown]()
+    said, shown = list[Message](), list[Shown]()
     for message in request.messages:
-        parts = [message.content] if isinstance(message.content, str) else message.content
-        for part in parts:
-            if isinstance(part, str | TextPart):
-                texts.append(part if isinstance(part, str) else part.text)
-            elif message.role != "user":
-                raise ApiError(
-                    400, f"messages: a {part.type} part of the {message.role}; put it to the user's", "messages"
-                )
-            else:
-                shown.append(part)
+        texts, parts = _parts(message)
+        said.append(Message(_role(message), "\n".join(texts), bool(parts)))
+        shown += parts
+    if said[-1].role != "user":
+        raise ApiError(400, "messages: the user's comes last, which is the one to answer; move it there", "messages")
     if len(shown) > 1:
         hint = "send several pictures as one video_url, data:video/jpeg;base64,FIRST,SECOND"
         raise ApiError(400, f"messages: {len(shown)} pictures, videos or streams; one is supported; {hint}", "messages")
-    prompt = "\n".join(texts)
-    if len(prompt) > spec.max_prompt_chars:
-        raise ApiError(400, f"messages: {len(prompt)} letters; at most {spec.max_prompt_chars}", "messages")
-    if not prompt.strip():
+    letters = sum(len(message.text) for message in said)
+    if letters > spec.max_prompt_chars:
+        raise ApiError(400, f"messages: {letters} letters; at most {spec.max_prompt_chars}", "messages")
+    if not said[-1].text.strip():
         raise ApiError(400, "messages: nothing is asked; add a text part, e.g. What happens?", "messages")
-    video = request.media_io_kwargs.video
-    return Question(prompt, shown[0] if shown else None, Wanted(video.fps, video.num_frames), _sampling(request, spec))
+    video, one = request.media_io_kwargs.video, shown[0] if shown else None
+    return Question(tuple(said), one, Wanted(video.fps, video.num_frames), _sampling(request, spec))
+
+
+def _role(message: ChatMessage) -> Role:
+    return "system" if message.role == "developer" else message.role
+
+
+def _parts(message: ChatMessage) -> tuple[list[str], list[Shown]]:
+    """What a message says, and what it shows, which only the user's may."""
+    if not isinstance(message.content, list):
+        return [message.content or ""], []
+    texts = [part.text for part in message.content if isinstance(part, TextPart)]
+    shown = [part for part in message.content if not isinstance(part, TextPart)]
+    if shown and message.role != "user":
+        why = f"messages: {shown[0].type} part of the {message.role}; put it to the user's"
+        raise ApiError(400, why, "messages")
+    return texts, shown
 
 
 def _sampling(request: ChatRequest, spec: ServeSpec) -> Sampling:
