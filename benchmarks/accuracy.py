@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -140,12 +141,16 @@ def run(folder: Path, file: Path, seeds: list[int], rows: list[Method], setup: L
         task = bar.add_task("clips", total=len(seeds), completed=len(seeds) - len(missing))
         frames, kinds = setup["frames"], tuple(setup["kinds"])
         jobs = [pool.submit(measure, seed, frames, kinds, todo, folder) for seed, todo in missing.items()]
-        for job in as_completed(jobs):
-            for line in job.result():
-                out.write(json.dumps(line) + "\n")
-                lines.append(line)
-            out.flush()
-            bar.advance(task)
+        try:
+            for job in as_completed(jobs):
+                for line in job.result():
+                    out.write(json.dumps(line) + "\n")
+                    lines.append(line)
+                out.flush()
+                bar.advance(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # else leaving waits for all that is queued
+            raise
     wanted = {(seed, row.name) for seed in seeds for row in rows}
     return [line for line in lines if (line["seed"], line["method"]) in wanted]
 
@@ -173,6 +178,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # take the workers along
     try:
         rows, kinds = chosen(args.methods), _kinds(args.kinds)
         folder = prepare(named(args.model), {row.split for row in rows} | {SPLIT})
