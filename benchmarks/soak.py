@@ -5,12 +5,16 @@
 
 Every event goes to a JSONL file and, where mosquitto is installed, over MQTT to a listener, and both are counted
 against what the watcher made. Every few seconds a question is asked, and each minute a camera is paused and resumed.
-Memory is read from /proc (Linux); its slope is a straight line through what came after the first fifth of the time.
+
+Slopes are straight lines through what came after the first fifth of the time. `rss` is what the process holds, which
+swings with every file that is opened and creeps while glibc's arenas fill; `heap` is what of it is in use by native code
+and arrays (glibc's mallinfo2), and `blocks` are Python's own objects: a leak grows one of these. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -47,6 +51,8 @@ class Samples:
 
     at: list[float] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
+    heap_mib: list[float] = field(default_factory=list)
+    blocks: list[float] = field(default_factory=list)
     fds: list[int] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
 
@@ -55,20 +61,57 @@ class Samples:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.at.append(now)
         self.rss_mib.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+        self.heap_mib.append(heap_bytes() / 2**20)
+        self.blocks.append(float(sys.getallocatedblocks()))
         self.fds.append(len(os.listdir("/proc/self/fd")))
         self.threads.append(threading.active_count())
 
     def summary(self) -> dict[str, Any]:
         """Without the first fifth, in which buffers fill."""
         start = len(self.at) // 5
-        at, rss = np.array(self.at[start:]), np.array(self.rss_mib[start:])
-        slope = float(np.polyfit(at / 3600, rss, 1)[0]) if len(at) > 2 else float("nan")
+        rss = self.rss_mib[start:]
         return {
-            "rss_mib": {"first": round(rss[0], 1), "last": round(rss[-1], 1), "most": round(rss.max(), 1)},
-            "rss_mib_per_hour": round(slope, 2),
+            "rss_mib": {"first": round(rss[0], 1), "last": round(rss[-1], 1), "most": round(max(rss), 1)},
+            "rss_mib_per_hour": self._slope(self.rss_mib, start),
+            "heap_mib_per_hour": self._slope(self.heap_mib, start),
+            "blocks_per_hour": self._slope(self.blocks, start),
             "fds": _span(self.fds[start:]),
             "threads": _span(self.threads[start:]),
         }
+
+    def _slope(self, values: list[float], start: int) -> float | None:
+        """By the hour."""
+        if len(values) - start < 3:
+            return None
+        return round(float(np.polyfit(np.array(self.at[start:]) / 3600, values[start:], 1)[0]), 2)
+
+
+class Heap(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+def heap_bytes() -> int:
+    """In use, of all arenas and of what malloc mapped."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = Heap
+    heap = libc.mallinfo2()
+    return int(heap.uordblks + heap.hblkhd)
 
 
 def _span(values: list[int]) -> dict[str, int]:
