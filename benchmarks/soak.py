@@ -7,8 +7,8 @@ Every event goes to a JSONL file and, where mosquitto is installed, over MQTT to
 against what the watcher made. Every few seconds a question is asked, and each minute a camera is paused and resumed.
 
 Slopes are straight lines through what came after the first fifth of the time. `rss` is what the process holds, which
-swings with every file that is opened and creeps while glibc's arenas fill; `heap` is what of it is in use by native code
-and arrays (glibc's mallinfo2), and `blocks` are Python's own objects: a leak grows one of these. Linux only.
+swings with every file that is opened and creeps while glibc's arenas fill; `heap` is what native code and arrays use of
+it (glibc's mallinfo2), and `blocks` are Python's own objects: a leak makes one of these two grow. Linux only.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ RULES = [
     Rule("moving", "Is anything moving?", threshold=0.5, clear_threshold=0.5, cooldown_s=10, update_s=10),
     Rule("person", "Is a person in view?", consecutive=1, cooldown_s=5),
 ]
+MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"  # glibc's struct mallinfo2
 SAMPLE_S, QUESTION_S, PAUSE_S = 2.0, 7.0, 60.0
 
 
@@ -87,23 +88,9 @@ class Samples:
 
 
 class Heap(ctypes.Structure):
-    """glibc's struct mallinfo2."""
+    """What mallinfo2 returns."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in [
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        ]
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO.split()]
 
 
 def heap_bytes() -> int:
