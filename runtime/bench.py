@@ -267,7 +267,7 @@ class Bench:
         if not {"prefill", "decode", "e2e"} & set(self.spec.mode):
             return
         model, capacity = self.llm.bundle.model, self.llm.spec.kv_capacity
-        text = sum(map(len, self.llm.text.encode(self.question, "video"))) + 1 + self.spec.new_tokens
+        text = _count(self.llm, self.question) + 1 + self.spec.new_tokens
         rows = count_merged(frames, model.tokens_per_frame, 0.0) + text
         if rows > min(model.max_positions, capacity):
             fit = max(0, (min(model.max_positions, capacity) - text) // model.tokens_per_frame)
@@ -283,13 +283,13 @@ class Bench:
 
 def question(llm: VideoLLM, tokens: int) -> tuple[str, int]:
     """A text of so many tokens, or of as few less as the tokenizer allows, and how many it has."""
+    text = "a"  # one token to every tokenizer that has bytes
+    around = _count(llm, text) - 1
+    for more in (" a", "?"):
+        have = _count(llm, text)
+        text += more * ((tokens + around - have) // max(1, _count(llm, text + more) - have))
+    return text, _count(llm, text) - around
 
-    def count(text: str) -> int:
-        return sum(map(len, llm.text.encode(text, "video"))) - around
 
-    around = 0
-    around = count("a") - 1  # one letter is one token to every tokenizer with bytes
-    words = ["a"]
-    while count(" ".join([*words, "a"])) <= tokens:
-        words.append("a")
-    return " ".join(words), count(" ".join(words))
+def _count(llm: VideoLLM, text: str) -> int:
+    return sum(map(len, llm.text.encode(text, "video")))

@@ -17,6 +17,7 @@ Rails = Mapping[str, float]  # watts by name
 WHOLE = ("VDD_IN", "VIN")  # what goes into the module (Orin Nano and NX), or into the board (Thor)
 INSIDE = ("VDDQ_VDD2_1V8AO",)  # AGX Orin: the memory's, which hangs on VIN_SYS_5V0
 INTERVAL = 0.1  # seconds between two readings
+PATIENCE = 5.0  # seconds to wait for the first
 TEGRASTATS = ("tegrastats", "--interval", str(int(INTERVAL * 1e3)))
 
 
@@ -79,9 +80,12 @@ class Tegrastats:
         assert self._process.stdout
         return tegrastats_rails(self._process.stdout.readline())
 
-    def close(self) -> None:
-        """End it."""
+    def end(self) -> None:
+        """Let it print no more; who is reading gets the rest."""
         self._process.terminate()
+
+    def close(self) -> None:
+        """Wait for its end, when nobody reads any more."""
         self._process.communicate()
 
 
@@ -91,14 +95,16 @@ class PowerMeter:
     def __init__(self, read: Callable[[], Rails], interval: float = INTERVAL) -> None:
         self._read, self._interval = read, interval
         self._samples: list[tuple[float, Rails]] = []
-        self._closed = threading.Event()
+        self._closed, self._begun = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="power", daemon=True)
         self._thread.start()
 
     def mean(self, since: float) -> dict[str, float]:
-        """Mean watts by rail from `since` (perf_counter) until now; of the last reading if none came since."""
+        """Mean watts by rail from `since` (perf_counter) until now; of the last reading if none came since. Empty when
+        nothing can be read."""
+        self._begun.wait(PATIENCE)
         readings = [rails for time, rails in self._samples if time >= since]
-        readings = readings or [rails for _, rails in self._samples[-1:]] or [self._read()]
+        readings = readings or [rails for _, rails in self._samples[-1:]]
         names = {name: None for rails in readings for name in rails}
         return {name: _mean([rails[name] for rails in readings if name in rails]) for name in names}
 
@@ -110,9 +116,11 @@ class PowerMeter:
     def _run(self) -> None:
         while not self._closed.is_set():
             rails = self._read()
+            if rails:
+                self._samples.append((perf_counter(), rails))
+            self._begun.set()
             if not rails:
                 return
-            self._samples.append((perf_counter(), rails))
             self._closed.wait(self._interval)
 
 
@@ -136,7 +144,8 @@ def power_meter(root: Path = ROOT) -> Iterator[PowerMeter | None]:
         try:
             yield meter
         finally:
-            program.close()  # first: the meter may wait for a line
+            program.end()  # first: the meter may wait for a line
             meter.close()
+            program.close()
     else:
         yield None

@@ -23,7 +23,7 @@ from dycoke_edge.config import Clip, Compression, EngineSpec, ExportSpec, Option
 from tests import clips
 from tests.commands import ROOT, Argument, Outcome, apart, here, python, start, wait_until
 
-COMMANDS = ("export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve")
+COMMANDS = ("export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve", "bench")
 Capture = pytest.CaptureFixture[str]
 
 

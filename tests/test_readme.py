@@ -43,6 +43,8 @@ def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch
         "events.jsonl": str(tmp_path / "events.jsonl"),
         "kept.png": str(tmp_path / "kept.png"),
         "cameras.yaml": str(cameras),
+        "bench.json": str(tmp_path / "bench.json"),
+        "bench.csv": str(tmp_path / "bench.csv"),
     }
 
 
@@ -55,13 +57,15 @@ def test_a_command_of_the_readme_runs(
         words[2] = str(tmp_path / "new")
     if words[0] in ("run", "ask", "watch"):
         words += ["--max-new-tokens", "4"]
+    if words[0] == "bench":
+        words += ["--new-tokens", "4", "--rounds", "1", "--warmup", "0"]
     assert main(words) == 0
     assert capsys.readouterr().out
 
 
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve"}
+    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve", "bench"}
 
 
 def test_the_python_of_the_readme_runs(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
