@@ -75,6 +75,8 @@ def bench(args: argparse.Namespace) -> None:
     compression = take(args, Compression, COMPRESSION)
     video = single(args.video, "--video")
     exports = [_export_path(getattr(args, name), flag) for name, flag in EXPORTS.items()]
+    if exports[0] and exports[0] == exports[1]:
+        raise UsageError(f"{exports[0]} is both --export-json and --export-csv; give each a file of its own")
     with power_meter() as meter:
         job = Bench(args.bundle, spec, compression, engine, Path(video) if video else None, meter)
         settings = {**_asdict(spec), **_asdict(compression, COMPRESSION), **_asdict(engine)}

@@ -357,6 +357,7 @@ def test_a_device_has_no_bandwidth_that_the_cpu_could_measure(
         (("--video", "a.mp4", "--video", "b.mp4"), "--video was given 2 times"),
         (("--export-json", "no/such/folder/r.json"), "no/such/folder/r.json (--export-json) cannot be written"),
         (("--export-csv", "."), ". (--export-csv) is a folder"),
+        (("--export-csv", "a", "--export-json", "a"), "a is both --export-json and --export-csv"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_work(
