@@ -87,6 +87,13 @@ def test_a_transient_failure_is_tried_again_and_no_event_is_lost() -> None:
     assert sink.taken == [event(i).id for i in range(3)] and sink.failures == 5 and sink.dropped == 0
 
 
+def test_a_receiver_may_be_away_for_longer_than_numbers_reach() -> None:
+    sink = Receiver(fails=1100, attempts=10**9)  # the pause doubles, up to its limit
+    sink._backoff = (1e-9, 1e-6)
+    sink(event(0))
+    assert sink.flush(30) and sink.failures == 1100 and sink.delivered == 1
+
+
 @pytest.mark.parametrize(("fails", "kind", "lost"), [(4, Transient, 1), (1, ValueError, 1), (8, Transient, 2)])
 def test_what_is_given_up_is_counted(fails: int, kind: type[Exception], lost: int) -> None:
     sink = Receiver(fails, kind, attempts=4)
@@ -332,7 +339,9 @@ def test_any_other_status_loses_the_event_at_once(hooked: Callable[..., Hook], c
 def test_a_webhook_that_says_500_for_an_hour_loses_only_what_the_queue_cannot_hold(hooked: Callable[..., Hook]) -> None:
     hook = hooked(500)
     sink = WebhookSink(hook.url, backoff=QUICK, capacity=10, attempts=10**9)
-    for i in range(40):
+    sink(event(0))
+    wait(lambda: hook.requests)
+    for i in range(1, 40):
         sink(event(i))
     wait(lambda: len(hook.requests) >= 30)
     assert sink.delivered == 0 and sink.status()["queued"] == 11

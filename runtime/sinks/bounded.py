@@ -43,6 +43,7 @@ class BoundedSink(ABC):
         self._busy = 0  # events out of the queue and not yet delivered or lost
         self._changed = threading.Condition()
         self._closing = False
+        self._errand: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
 
     @abstractmethod
@@ -114,12 +115,22 @@ class BoundedSink(ABC):
             self.finish()
 
     def _next(self) -> Event | None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing or self._errand)
+                if self._errand is None:
+                    if not self._waiting:
+                        return None
+                    self._busy = 1
+                    return self._waiting.popleft()
+            self._run_errand()
+
+    def _run_errand(self) -> None:
+        """Do what is to be done in this thread besides events, if anything is."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            if not self._waiting:
-                return None
-            self._busy = 1
-            return self._waiting.popleft()
+            errand, self._errand = self._errand, None
+        if errand is not None:
+            errand()
 
     def _tried(self, event: Event) -> bool:
         """Deliver, again and again where that can help."""
@@ -138,7 +149,7 @@ class BoundedSink(ABC):
 
     def _pause(self, attempt: int, after: float | None) -> None:
         first, longest = self._backoff
-        seconds = min(longest, first * 2.0**attempt) * random.uniform(0.8, 1.2)
+        seconds = min(longest, first * 2.0 ** min(attempt, 30)) * random.uniform(0.8, 1.2)
         with self._changed:
             self._changed.wait_for(lambda: self._closing, seconds if after is None else min(after, longest))
 

@@ -81,10 +81,9 @@ class MqttSink(BoundedSink):
     def bind(self, controls: Controls) -> None:
         """Let MQTT show and switch the cameras of a watcher; it calls this when it starts."""
         with self._changed:
-            self._controls = controls
+            self._controls, self._errand = controls, self._say_all
             self._start()
-        if self._online:
-            self._say_all()
+            self._changed.notify_all()
 
     def deliver(self, event: Event) -> None:
         """Publish one event and what it changes; Transient without a connection."""
@@ -94,6 +93,7 @@ class MqttSink(BoundedSink):
                 self._gave_up = not self._changed.wait_for(lambda: self._online, LAST_WAIT_S) and self._closing
             if not self._online:
                 raise Transient(self._why, 0.0)
+        self._run_errand()
         for topic, payload, retained in self._messages(event):
             self._publish(topic, payload, retained)
 
@@ -140,11 +140,10 @@ class MqttSink(BoundedSink):
             raise Transient(f"not published (paho error {int(info.rc)})")
 
     def _say_all(self) -> None:
-        """Everything that is retained, as it is now. Also from paho's thread, so it waits for nothing."""
-        say = self._client.publish
-        say(f"{self._prefix}/available", "online", retain=True)
-        if self._controls is None:
+        """Everything that is retained, as it is now; in the sink's thread, so that no event is overtaken."""
+        if self._controls is None or not self._online:
             return
+        say = self._client.publish
         cameras: Mapping[str, Mapping[str, Any]] = self._controls.status()["cameras"]
         for camera, status in cameras.items():
             for topic, payload, _ in self._states(camera, status["state"]):
@@ -161,9 +160,9 @@ class MqttSink(BoundedSink):
             self._why = self.error = f"the broker refused: {reason}"
             return
         client.subscribe(f"{self._prefix}/+/enabled/set")
-        self._say_all()
+        client.publish(f"{self._prefix}/available", "online", retain=True)
         with self._changed:
-            self._online, self.error = True, None
+            self._online, self.error, self._errand = True, None, self._say_all
             self._changed.notify_all()
 
     def _disconnected(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
