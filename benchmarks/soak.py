@@ -6,9 +6,10 @@
 Every event goes to a JSONL file and, where mosquitto is installed, over MQTT to a listener, and both are counted
 against what the watcher made. Every few seconds a question is asked, and each minute a camera is paused and resumed.
 
-Slopes are straight lines through what came after the first fifth of the time. `rss` is what the process holds, which
-swings with every file that is opened and creeps while glibc's arenas fill; `heap` is what native code and arrays use of
-it (glibc's mallinfo2), and `blocks` are Python's own objects: a leak makes one of these two grow. Linux only.
+Slopes by the hour are straight lines through each minute's least, after the first third, with their standard error.
+`rss` is what the process holds, which swings with every file that is opened and creeps while glibc's arenas fill;
+`heap` is what native code and arrays use of it (glibc's mallinfo2), and `blocks` are Python's own objects: a leak
+makes one of these two grow. Linux only.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Samples:
         self.threads.append(threading.active_count())
 
     def summary(self) -> dict[str, Any]:
-        """Without the first fifth, in which buffers fill."""
-        start = len(self.at) // 5
+        """Without the first third, in which buffers and arenas fill."""
+        start = len(self.at) // 3
         rss = self.rss_mib[start:]
         return {
             "rss_mib": {"first": round(rss[0], 1), "last": round(rss[-1], 1), "most": round(max(rss), 1)},
@@ -80,11 +81,15 @@ class Samples:
             "threads": _span(self.threads[start:]),
         }
 
-    def _slope(self, values: list[float], start: int) -> float | None:
-        """By the hour."""
-        if len(values) - start < 3:
+    def _slope(self, values: list[float], start: int) -> dict[str, float] | None:
+        """By the hour, through the least of each minute: what stays when nothing is open for a moment."""
+        minutes = dict[int, float]()
+        for at, value in zip(self.at[start:], values[start:], strict=True):
+            minutes[int(at // 60)] = min(value, minutes.get(int(at // 60), value))
+        if len(minutes) < 4:
             return None
-        return round(float(np.polyfit(np.array(self.at[start:]) / 3600, values[start:], 1)[0]), 2)
+        (slope, _), covariance = np.polyfit(np.array(list(minutes)) / 60, list(minutes.values()), 1, cov=True)
+        return {"slope": round(float(slope), 2), "error": round(float(covariance[0, 0]) ** 0.5, 2)}
 
 
 class Heap(ctypes.Structure):
