@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,7 +113,7 @@ class FakeLLM:
         self.calls = list[str]()
         self.threads = set[int]()
         self.yes: Callable[[str, list[float]], float] = lambda prompt, times: 0.0
-        self.words: Sequence[str] = ("a ", "gate")
+        self.words: Iterable[str] = ("a ", "gate")
         self.fail: Callable[[str], None] = lambda call: None
         self.before_piece: Callable[[], None] = lambda: None
 
