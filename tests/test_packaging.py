@@ -23,7 +23,7 @@ SIDES = ("calibration", "export", "runtime")
 FOLDERS = ("dycoke_edge", *SIDES)
 FRAMEWORKS = {"onnx", "onnxscript", "optimum", "safetensors", "torch", "transformers"}
 # A module may import those of a lower rank, and a side its own modules.
-ORDER = ("errors", "config", "dycoke", "contract", "bundle", "template")
+ORDER = ("errors", "config", "config_serve", "dycoke", "contract", "bundle", "template")
 RANKS = {word: rank for rank, word in enumerate(ORDER)} | dict.fromkeys((*SIDES, "memory", "doctor"), len(ORDER))
 TOP = len(ORDER) + 1  # cli*, __main__, and __init__, which hands out the public names
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -167,7 +167,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TINY = {f"dycoke_edge/export/tiny/{file.name}" for file in Path("export/tiny").iterdir()}
-DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html", *TINY}
+KERNELS = {
+    f"dycoke_edge/{name(file)}" for ending in ("cu", "cuh", "ptx") for file in ROOT.glob(f"runtime/gpu/*/*.{ending}")
+}
+DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html", *TINY, *KERNELS}
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:

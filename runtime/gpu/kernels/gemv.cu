@@ -1,0 +1,153 @@
+// One token through the matrices of a layer. A matrix is [out, in], a warp makes `ROWS` of its outputs, so that memory
+// is read in whole rows. Bound by bytes: every weight is read once a token.
+#include "state.cuh"
+#include "vectors.cuh"
+
+#define ROWS 2
+
+template <class T>
+__device__ inline int rows_from(const T* matrix, int out, int in, const T** rows) {
+  int first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * ROWS;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) rows[r] = matrix + (long long)(first + r < out ? first + r : out - 1) * in;
+  return first;
+}
+
+// x [E] = table [V, E] of the token; and a step begins: nothing has changed yet.
+template <class T>
+__device__ inline void embed(State* state, const T* table, float* x, int n) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) x[i] = to_float(table[(long long)state->token * n + i]);
+  if (i == 0) state->turned = state->refreshed = state->swaps = 0;
+}
+
+// out [rows] = matrix norm(x) + bias. Without a bias, bias is null.
+template <class T>
+__device__ inline void norm_project(
+    const float* x, const T* gain, float epsilon, const T* matrix, const T* bias, float* out, int in, int count) {
+  SHARED_BYTES(shared);
+  T* y = reinterpret_cast<T*>(shared);
+  normed(x, gain, in, epsilon, y);
+  const T* rows[ROWS];
+  float sums[ROWS];
+  int first = rows_from(matrix, count, in, rows);
+  if (first >= count) return;
+  dot_rows<ROWS>(rows, y, in, sums);
+  if (threadIdx.x % 32 == 0)
+    for (int r = 0; r < ROWS && first + r < count; r++)
+      out[first + r] = sums[r] + (bias ? to_float(bias[first + r]) : 0.0f);
+}
+
+// x [count] += matrix v.
+template <class T>
+__device__ inline void add_project(const T* v, const T* matrix, float* x, int in, int count) {
+  const T* rows[ROWS];
+  float sums[ROWS];
+  int first = rows_from(matrix, count, in, rows);
+  if (first >= count) return;
+  dot_rows<ROWS>(rows, v, in, sums);
+  if (threadIdx.x % 32 == 0)
+    for (int r = 0; r < ROWS && first + r < count; r++) x[first + r] += sums[r];
+}
+
+__device__ inline float silu(float gate) { return gate / (1.0f + expf(-gate)); }
+
+// out [I] = silu(gate) * up, with gate and up the halves of matrix [2 I, in] times norm(x). A warp makes one of out.
+template <class T>
+__device__ inline void gate_up(
+    const float* x, const T* gain, float epsilon, const T* matrix, T* out, int in, int count) {
+  SHARED_BYTES(shared);
+  T* y = reinterpret_cast<T*>(shared);
+  normed(x, gain, in, epsilon, y);
+  int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= count) return;
+  const T* rows[2] = {matrix + (long long)row * in, matrix + (long long)(row + count) * in};
+  float sums[2];
+  dot_rows<2>(rows, y, in, sums);
+  if (threadIdx.x % 32 == 0) out[row] = from_float<T>(silu(sums[0]) * sums[1]);
+}
+
+// The largest of a block's logits, ties to the lower id: value and id.
+__device__ inline bool beats(float value, int id, float other, int than) {
+  return value > other || (value == other && id < than);
+}
+
+// The token of logits [n], and its record. Blocks find their best, the last one to end picks among them. With `advance`
+// the token that was computed becomes a text row; a prefill has counted its rows already.
+__device__ inline void pick(
+    const float* logits, int n, float* best, int* best_id, int* ticket, State* state, Record* ring, int size, int advance) {
+  __shared__ float values[32];
+  __shared__ int ids[32];
+  __shared__ int last;
+  float value = -INFINITY;
+  int id = n, bad = 0;
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) {
+    float logit = logits[i];
+    bad |= logit != logit || logit == INFINITY;
+    if (beats(logit, i, value, id)) value = logit, id = i;
+  }
+  if (bad) id = -1, value = INFINITY;  // beats every other, and says that something is wrong
+  for (int round = 0; round < 2; round++) {
+    for (int step = 16; step > 0; step /= 2) {
+      float other = warp_shuffle_xor(value, step);
+      int than = warp_shuffle_xor(id, step);
+      if (beats(other, than, value, id)) value = other, id = than;
+    }
+    if (threadIdx.x % 32 == 0) values[threadIdx.x / 32] = value, ids[threadIdx.x / 32] = id;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int w = 1; w < (int)blockDim.x / 32; w++)
+        if (beats(values[w], ids[w], values[0], ids[0])) values[0] = values[w], ids[0] = ids[w];
+      if (round == 0) {
+        best[blockIdx.x] = values[0], best_id[blockIdx.x] = ids[0];
+        __threadfence();
+        last = atomicAdd(ticket, 1) == (int)gridDim.x - 1;
+      }
+    }
+    __syncthreads();
+    if (round == 0) {
+      if (!last) return;
+      value = -INFINITY, id = n;
+      for (int b = threadIdx.x; b < (int)gridDim.x; b += blockDim.x) {
+        float other = ((volatile float*)best)[b];
+        int than = ((volatile int*)best_id)[b];
+        if (beats(other, than, value, id)) value = other, id = than;
+      }
+    }
+  }
+  if (threadIdx.x != 0) return;
+  *ticket = 0;
+  Record* record = ring + state->step % size;
+  record->finite = ids[0] >= 0 && ids[0] < n;
+  record->token = record->finite ? ids[0] : 0;
+  record->active = state->num_active;
+  record->refreshed = state->refreshed;
+  record->swaps = state->swaps;
+  record->step = state->step;
+  state->token = record->token;
+  state->step += 1;
+  state->position += advance;
+  state->num_text += advance;
+}
+
+#define GEMV(T, suffix)                                                                                              \
+  KERNEL(embed_##suffix)(State* state, const T* table, float* x, int n) { embed(state, table, x, n); }               \
+  KERNEL(norm_project_##suffix)                                                                                      \
+  (const float* x, const T* gain, float epsilon, const T* matrix, const T* bias, float* out, int in, int count) {    \
+    norm_project(x, gain, epsilon, matrix, bias, out, in, count);                                                    \
+  }                                                                                                                  \
+  KERNEL(add_project_##suffix)(const T* v, const T* matrix, float* x, int in, int count) {                           \
+    add_project(v, matrix, x, in, count);                                                                            \
+  }                                                                                                                  \
+  KERNEL(gate_up_##suffix)                                                                                           \
+  (const float* x, const T* gain, float epsilon, const T* matrix, T* out, int in, int count) {                       \
+    gate_up(x, gain, epsilon, matrix, out, in, count);                                                               \
+  }
+
+GEMV(float, f32)
+GEMV(half_t, f16)
+
+KERNEL(pick)(const float* logits, int n, float* best, int* best_id, int* ticket, State* state, Record* ring, int size,
+             int advance) {
+  pick(logits, n, best, best_id, ticket, state, ring, size, advance);
+}

@@ -1,0 +1,83 @@
+// 16-byte loads, dot products, sums over a block: what every kernel here is made of. Sums are fp32.
+#pragma once
+#include "dialect.cuh"
+
+template <class T>
+struct Lanes {
+  static constexpr int width = 16 / sizeof(T);  // elements in a 16-byte load
+};
+
+template <class T>
+__device__ inline void load16(const T* from, float* to) {
+  union {
+    Vec16 bytes;
+    T values[Lanes<T>::width];
+  } loaded;
+  loaded.bytes = *reinterpret_cast<const Vec16*>(from);
+#pragma unroll
+  for (int e = 0; e < Lanes<T>::width; e++) to[e] = to_float(loaded.values[e]);
+}
+
+// A warp's dot products of `Count` rows of a matrix [out, in], starting at `row`, with a vector [in]. Every lane gets them.
+template <int Count, class T>
+__device__ inline void dot_rows(const T* const* rows, const T* vector, int n, float* sums) {
+  constexpr int width = Lanes<T>::width;
+  int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < Count; r++) sums[r] = 0.0f;
+#pragma unroll 4
+  for (int k = lane * width; k < n; k += 32 * width) {
+    float x[width];
+    load16(vector + k, x);
+#pragma unroll
+    for (int r = 0; r < Count; r++) {
+      float w[width];
+      load16(rows[r] + k, w);
+#pragma unroll
+      for (int e = 0; e < width; e++) sums[r] += w[e] * x[e];
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < Count; r++) sums[r] = warp_sum(sums[r]);
+}
+
+// Sum over the block, for every thread. `scratch` holds 33 floats of shared memory.
+__device__ inline float block_sum(float value, float* scratch) {
+  value = warp_sum(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float sum = 0.0f;
+    for (int w = 0; w < (int)blockDim.x / 32; w++) sum += scratch[w];
+    scratch[32] = sum;
+  }
+  __syncthreads();
+  return scratch[32];
+}
+
+__device__ inline float block_max(float value, float* scratch) {
+  value = warp_max(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float most = scratch[0];
+    for (int w = 1; w < (int)blockDim.x / 32; w++) most = fmaxf(most, scratch[w]);
+    scratch[32] = most;
+  }
+  __syncthreads();
+  return scratch[32];
+}
+
+// RMS norm of x [n] into out [n], by the whole block, rounded where the bundle's graphs round.
+template <class T>
+__device__ inline void normed(const float* x, const T* gain, int n, float epsilon, T* out) {
+  __shared__ float scratch[33];
+  float sum = 0.0f;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];
+  float scale = 1.0f / sqrtf(block_sum(sum, scratch) / n + epsilon);
+  for (int i = threadIdx.x; i < n; i += blockDim.x)
+    out[i] = from_float<T>(to_float(from_float<T>(x[i] * scale)) * to_float(gain[i]));
+  __syncthreads();
+}
