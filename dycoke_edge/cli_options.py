@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import NoneType
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from dycoke_edge.config import Options, flag
 from dycoke_edge.errors import DycokeEdgeError, UsageError
@@ -66,7 +66,8 @@ def _scalar_type(hint: Any) -> tuple[type, bool]:
         return get_args(parts[0])[0], True
     if get_origin(hint) is tuple:
         return parts[0], True
-    return (str if isinstance(parts[0], str) else parts[0]), False
+    named = isinstance(parts[0], str) or get_origin(parts[0]) is Literal
+    return (str if named else parts[0]), False
 
 
 def take(args: argparse.Namespace, group: type[Group], only: tuple[str, ...] = ()) -> Group:

@@ -1,10 +1,9 @@
-"""The options of every side, as frozen dataclasses. A default, a range and a help text are written here once;
-the command line, the Python API and the error messages read them from here."""
+"""The options of every side, as frozen dataclasses (those of the server: `config_serve`). A default, a range and a help
+text are written here once; the command line, the Python API and the error messages read them from here."""
 
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import math
 import re
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from dycoke_edge.errors import UsageError
 MergeMode = Literal["paper", "official"]
 Positions = Literal["reassign", "keep"]
 DType = Literal["fp32", "fp16"]
-Provider = Literal["cpu"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
+Decoding = Literal["captured", "launched", "graphs"]
 SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so that its scratch memory stays bounded
 
 
@@ -52,7 +52,7 @@ def _check(field: dataclasses.Field[Any], value: object) -> None:
         raise _bad(field, value, f"must be one of {', '.join(choices)}")
     if low is None and high is None:
         return
-    whole = isinstance(field.default, int)
+    whole = "int" in str(field.type)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not math.isfinite(value):
         raise _bad(field, value, "must be a whole number" if whole else "must be a number")
     if _outside(value, low, lambda v, bound: v < bound) or _outside(value, high, lambda v, bound: v > bound):
@@ -122,12 +122,40 @@ class Clip(Options):
 class EngineSpec(Options):
     """What runs the graphs and how much memory it may hold."""
 
-    provider: Provider = option("cpu", "inference engine", choices=("cpu",))
+    provider: Provider = option("cpu", "inference engine", choices=("cpu", "cuda", "tensorrt"))
+    decoder: Decoding | None = option(
+        None,
+        "what decodes on a GPU: own kernels in one captured CUDA graph, the same ones launched one by one, or the "
+        "bundle's decoder graphs; the CPU has only graphs (default captured on a GPU)",
+        choices=("captured", "launched", "graphs"),
+    )
     threads: int = option(0, "CPU threads; 0 is one a physical core", 0, 1024)
     kv_capacity: int = option(8192, "rows (tokens) of the KV buffer", 2, 2**24)
     prefill_chunk: int = option(256, "prompt tokens computed at a time", 1, 2**14)
-    vision_batch: int = option(1, "frames encoded at a time", 1, 1024)
+    vision_batch: int | None = option(None, "frames encoded at a time (default 1 on the CPU, 8 on a GPU)", 1, 1024)
     resident: bool = option(False, "hold both stages in memory, weights packed: faster, needs almost twice the memory")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder in ("captured", "launched") and not self.on_gpu:
+            raise UsageError(
+                f"decoder={self.decoder!r} (--decoder) needs a GPU; use --provider cuda with it, or --decoder graphs"
+            )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Graphs run on a GPU."""
+        return self.provider != "cpu"
+
+    @property
+    def decoding(self) -> Decoding:
+        """`decoder`, or what it is where none was asked for."""
+        return self.decoder or ("captured" if self.on_gpu else "graphs")
+
+    @property
+    def frames_at_a_time(self) -> int:
+        """`vision_batch`, or what it is where none was asked for."""
+        return self.vision_batch or (8 if self.on_gpu else 1)
 
 
 @dataclass(frozen=True)
@@ -270,61 +298,3 @@ class Camera(Options):
 def _check_id(kind: str, name: str) -> None:
     if not CAMERA_ID.fullmatch(name):
         raise UsageError(f"{kind} id {name!r} must be 1 to 64 letters, digits, _ or -, e.g. front_door")
-
-
-@dataclass(frozen=True)
-class ServeSpec(Options):
-    """What a server listens to, and what it lets a request have."""
-
-    host: str = option("127.0.0.1", "address to listen on; any other than loopback needs an api_key")
-    port: int = option(8000, "port to listen on; 0 takes a free one", 0, 65535)
-    api_key: str | None = dataclasses.field(
-        default=None,
-        repr=False,
-        metadata={"help": "what clients send as 'Authorization: Bearer KEY'; write {DYCOKE_API_KEY} and set that"},
-    )
-    host_names: tuple[str, ...] = option((), "names this server is reached by, beside its address and localhost")
-    snapshots: bool | None = option(None, "hand out each camera's latest frame; off unless host is loopback")
-    file_dirs: tuple[str, ...] = option((), "folders that file:// URLs of requests may point into")
-    fetch_hosts: tuple[str, ...] = option((), "hosts or networks that http(s) URLs of requests may point to")
-    stream_hosts: tuple[str, ...] = option((), "hosts or networks that cameras may be added from over HTTP")
-    max_body_bytes: int = option(32_000_000, "largest request, and largest file fetched for one", 1024, 2**31)
-    max_frames: int = option(64, "frames of a video that are looked at", 1, 2**16)
-    max_fps: float = option(30.0, "frames a second of a video that are looked at", 1e-3, 1000)
-    max_pixels: int = option(9_000_000, "width x height of a picture or video", 1, 2**28)
-    max_video_s: float = option(600.0, "length of a video in seconds", 0.1, 86400)
-    max_prompt_chars: int = option(8000, "letters in all messages of a request", 1, 2**24)
-    max_new_tokens: int = option(256, "longest answer, in tokens; requests for more get this", 1, 2**16)
-    max_chats: int = option(8, "requests for answers at a time; one more gets 429", 1, 1024)
-    max_cameras: int = option(32, "cameras, those of the configuration included", 1, 128)
-    max_rules: int = option(64, "rules, those of the configuration included", 1, 1024)
-    max_connections: int = option(128, "connections at a time", 1, 2**16)
-    max_event_streams: int = option(16, "readers of /v1/events at a time", 1, 2**16)
-    header_timeout_s: float = option(10.0, "seconds that a request's header may take", 0.1, 3600)
-    body_timeout_s: float = option(60.0, "seconds that a request's body may take", 0.1, 3600)
-    send_timeout_s: float = option(60.0, "seconds that a client may leave an answer unread", 0.1, 3600)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.api_key is not None and not re.fullmatch(r"[!-~]{16,}", self.api_key):
-            raise UsageError(
-                "api_key must be 16 or more visible ASCII characters, e.g. the output of openssl rand -hex 24"
-            )
-        if self.api_key is None and not self.loopback:
-            raise UsageError(
-                f"host={self.host} (--host) can be reached from outside and no api_key is set; set server.api_key to "
-                "'{DYCOKE_API_KEY}', or use --host 127.0.0.1"
-            )
-
-    @property
-    def loopback(self) -> bool:
-        """Only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    @property
-    def shows_frames(self) -> bool:
-        """Frames of cameras are handed out."""
-        return self.loopback if self.snapshots is None else self.snapshots

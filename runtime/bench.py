@@ -232,7 +232,7 @@ class Bench:
 
     def _encode(self) -> NDArray[Any]:
         llm = self.llm
-        return visual.encode(llm.bundle, self._engine, self._frames, llm.spec.vision_batch)
+        return visual.encode(llm.bundle, self._engine, self._frames, llm.spec.frames_at_a_time)
 
     def _encoded(self) -> NDArray[Any]:
         """Visual tokens [F, N, E] of the frames, encoded once."""

@@ -74,7 +74,10 @@ class OrtCpuEngine:
 
 def open_engine(bundle: Bundle, spec: EngineSpec) -> Engine:
     """The engine asked for, or an error: never another one."""
-    assert spec.provider == "cpu"
+    if spec.provider == "cuda":
+        raise EngineError("--provider cuda is not there yet; use --provider cpu")
+    if spec.provider == "tensorrt":
+        raise EngineError("--provider tensorrt is not there yet; use --provider cpu")
     return OrtCpuEngine(bundle, spec)
 
 

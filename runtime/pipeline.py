@@ -205,7 +205,7 @@ class VideoLLM:
             self.bundle,
             self.engine,
             frames,
-            self.spec.vision_batch,
+            self.spec.frames_at_a_time,
             lambda done, total: on_progress("vision", done, total),
         )
         if in_turn:

@@ -88,7 +88,8 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (USE, ("--threads", "between 0 and 1024"), ("--threads", "-1")),
         (USE, ("--mode", "paper", "official"), ("--mode", "fast")),
         (USE, ("--mode", "5 or more frames"), ("--video", "{}/good.mp4", "--num-frames", "4", "--mode", "official")),
-        (USE, ("--provider", "cpu"), ("--provider", "cuda")),
+        (USE, ("--provider", "cpu", "cuda", "tensorrt"), ("--provider", "cuda9")),
+        (USE, ("decoder='captured' (--decoder)", "--provider cuda", "graphs"), ("--decoder", "captured")),
         (USE, ("--sped", "--help"), ("--sped", "1")),
         (USE, ("--max-new-tokens", "between 1 and"), ("--max-new-tokens", "0")),
         (USE, ("32768", "positions"), ("--prompt", "x" * 33000, "--kv-capacity", "40000")),
@@ -190,7 +191,8 @@ def test_options_that_cannot_be(tiny_bundle: Path) -> None:
         lambda: Clip(start=2, end=1),
         lambda: EngineSpec(threads=-1),
         lambda: ExportSpec(split_layer=0),
-        lambda: VideoLLM.load(tiny_bundle, provider="cuda"),  # type: ignore[arg-type]
+        lambda: VideoLLM.load(tiny_bundle, provider="cuda9"),  # type: ignore[arg-type]
+        lambda: VideoLLM.load(tiny_bundle, decoder="captured"),
         lambda: VideoLLM.load(tiny_bundle, kv_capcity=9),
     ):
         with pytest.raises(ValueError) as caught:

@@ -208,7 +208,24 @@ def test_the_capacity_asked_for_is_enough(tiny_bundle: Path) -> None:
 
 def test_another_provider_is_an_error() -> None:
     with pytest.raises(UsageError, match="--provider"):
-        EngineSpec(provider="cuda")  # type: ignore[arg-type]
+        EngineSpec(provider="cuda9")  # type: ignore[arg-type]
+
+
+def test_what_decodes() -> None:
+    assert EngineSpec().decoding == "graphs" and EngineSpec(decoder="graphs").decoding == "graphs"
+    for provider in ("cuda", "tensorrt"):
+        assert EngineSpec(provider=provider).decoding == "captured"
+        assert EngineSpec(provider=provider, decoder="launched").decoding == "launched"
+    for decoder in ("captured", "launched"):
+        with pytest.raises(UsageError, match=f"{decoder}.*--decoder.*--provider cuda.*--decoder graphs"):
+            EngineSpec(decoder=decoder)
+
+
+def test_frames_at_a_time() -> None:
+    assert EngineSpec().frames_at_a_time == 1 and EngineSpec(provider="cuda").frames_at_a_time == 8
+    assert EngineSpec(vision_batch=3).frames_at_a_time == EngineSpec("cuda", vision_batch=3).frames_at_a_time == 3
+    with pytest.raises(UsageError, match=r"vision_batch=1.5.*whole"):
+        EngineSpec(vision_batch=1.5)  # type: ignore[arg-type]
 
 
 def test_a_half_precision_bundle_answers(half_bundle: Path) -> None:

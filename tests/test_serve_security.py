@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dycoke_edge import UsageError, VideoLLM
-from dycoke_edge.config import ServeSpec
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime import container
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 from tests import clips

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from dycoke_edge import __version__
-from dycoke_edge.config import ServeSpec
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.serve import alerts, chat, errors, events, health, page, streams

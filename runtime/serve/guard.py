@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dycoke_edge.config import ServeSpec
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.camera.redact import redact
 from dycoke_edge.runtime.serve.errors import ApiError, as_api_error, response
 

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dycoke_edge.config import ServeSpec
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.serve.errors import body
 
 GRACE_S = 1  # that answers on their way have once the server is told to stop

@@ -20,7 +20,8 @@ from av.error import FFmpegError
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from dycoke_edge.config import Clip, ServeSpec
+from dycoke_edge.config import Clip
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles

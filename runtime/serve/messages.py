@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dycoke_edge.config import Sampling, ServeSpec
+from dycoke_edge.config import Sampling
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.conversation import Message, Role
 from dycoke_edge.runtime.serve.errors import ApiError
 from dycoke_edge.runtime.serve.media import Wanted

@@ -11,7 +11,8 @@ from typing import ParamSpec, TypeVar
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 
-from dycoke_edge.config import Clip, ServeSpec
+from dycoke_edge.config import Clip
+from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.serve.media import Media
