@@ -11,37 +11,60 @@ everything stored is in the past.
 
 from __future__ import annotations
 
-import math
-import mmap
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.contract import ModelSpec
-from dycoke_edge.errors import KVOverflow, UsageError
+from dycoke_edge.errors import KVOverflow
+from dycoke_edge.runtime.host_rows import HostRows
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
-SWAP_ROWS = 256  # row pairs exchanged at a time: bounds the scratch memory of a refresh
+Slots = NDArray[np.int64]
+
+
+class Rows(Protocol):
+    """The memory of a KV buffer: planes [capacity, G, D], K and V of every layer, wherever they lie."""
+
+    slab: Any  # [2 * layers, capacity, G, D]; `slab[plane, start:stop]` is what an engine binds
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+
+    def plane(self, index: int, rows: slice) -> Any:
+        """A view [n, G, D]: K of layer i is plane 2i, V is 2i + 1."""
+
+    def clear(self) -> None:
+        """All rows read as zeros."""
+
+    def swap(self, a: Slots, b: Slots) -> None:
+        """Exchange rows a[i] and b[i] in every plane; no row is named twice."""
+
+    def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
+        """Turn the K of some rows by one angle a dimension pair, cos and sin [D/2]."""
+
+    def give_back(self, planes: range, rows: slice) -> None:
+        """These rows are not needed any more: their memory returns to the system where that is possible."""
+
+    def settle(self, slot: Slots) -> None:
+        """Bring `slot` up to date with exchanges that were decided where the rows lie."""
 
 
 class KVBuffer:
     """K and V of every layer, [capacity, G, D] each, allocated once.
 
-    Visual token v, counted from the oldest, lives in row `slot[v]`, the same row in every layer. The slab is an
-    anonymous mapping: rows never written cost no memory, and rows given back return to the system.
+    Visual token v, counted from the oldest, lives in row `slot[v]`, the same row in every layer. Where the rows lie,
+    in host memory or on a GPU, is the business of `rows`; what they mean is decided here.
     """
 
-    def __init__(self, spec: ModelSpec, capacity: int) -> None:
+    def __init__(self, spec: ModelSpec, capacity: int, rows: Rows | None = None) -> None:
         self.spec = spec
         self.capacity = capacity
-        shape = (2 * spec.num_layers, capacity, spec.kv_heads, spec.head_dim)
-        dtype = np.dtype(spec.numpy_dtype)
-        self._memory = _anonymous(math.prod(shape) * dtype.itemsize, capacity)
-        self.slab: Array = np.frombuffer(self._memory, dtype).reshape(shape)
-        self.slot = np.zeros(capacity, np.int64)
-        self._scratch = np.zeros((2, SWAP_ROWS, spec.kv_heads, spec.head_dim), dtype)
+        self.rows: Rows = rows or HostRows(spec, capacity)
+        self._slot = np.zeros(capacity, np.int64)
         self.reset(text_rows=0)
 
     def reset(self, text_rows: int) -> None:
@@ -53,7 +76,18 @@ class KVBuffer:
         self.num_active = 0
         self.num_text = 0
         self.freed = False
-        self._memory.madvise(mmap.MADV_DONTNEED)  # the whole slab reads as zeros again
+        self.rows.clear()
+
+    @property
+    def slab(self) -> Any:
+        """[2 * layers, capacity, G, D], K and V in turn."""
+        return self.rows.slab
+
+    @property
+    def slot(self) -> Slots:
+        """int64 [capacity]: the row of each visual token."""
+        self.rows.settle(self._slot)
+        return self._slot
 
     @property
     def shallow(self) -> slice:
@@ -68,7 +102,7 @@ class KVBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return int(self.slab.nbytes)
+        return self.rows.nbytes
 
     @property
     def live_nbytes(self) -> int:
@@ -80,11 +114,13 @@ class KVBuffer:
 
     def keys(self, layer: int, rows: slice) -> Array:
         """A view [n, G, D] of a layer's K."""
-        return self.slab[2 * layer, rows]
+        view: Array = self.rows.plane(2 * layer, rows)
+        return view
 
     def values(self, layer: int, rows: slice) -> Array:
         """A view [n, G, D] of a layer's V."""
-        return self.slab[2 * layer + 1, rows]
+        view: Array = self.rows.plane(2 * layer + 1, rows)
+        return view
 
     def left(self, count: int) -> slice:
         """Where the next `count` visual tokens go; KVOverflow if there is no room. Changes nothing."""
@@ -139,7 +175,7 @@ class KVBuffer:
     def free_parked(self) -> None:
         """Give the parked rows of the deep layers back to the system: the kept set is final from here on."""
         parked = slice(self.origin - self.num_visual, self.origin - self.num_active)
-        self._give_back(range(2 * self.spec.split_layer, 2 * self.spec.num_layers), parked)
+        self.rows.give_back(range(2 * self.spec.split_layer, 2 * self.spec.num_layers), parked)
         self.freed = True
 
     def evict(self, count: int) -> None:
@@ -155,14 +191,8 @@ class KVBuffer:
     def rotate(self, cos: NDArray[np.float64], sin: NDArray[np.float64]) -> None:
         """Turn the K of every visual row by one angle a dimension pair, cos and sin [D/2]: RoPE positions move by a
         common offset (rotate-half). Arithmetic is fp32, also for an fp16 slab, which rounds once, on storing."""
-        half, end = self.spec.head_dim // 2, self.origin
-        turn = cos.astype(np.float32), sin.astype(np.float32)
-        for layer in range(self.spec.num_layers):
-            for start in range(self.origin - self.num_visual, end, SWAP_ROWS):
-                keys = self.keys(layer, slice(start, min(start + SWAP_ROWS, end)))
-                a, b = keys[..., :half].astype(np.float32), keys[..., half:].astype(np.float32)
-                keys[..., :half] = a * turn[0] - b * turn[1]
-                keys[..., half:] = b * turn[0] + a * turn[1]
+        visual = slice(self.origin - self.num_visual, self.origin)
+        self.rows.rotate(visual, cos.astype(np.float32), sin.astype(np.float32))
 
     def _pack(self, tokens: Mask, start: int, stop: int) -> int:
         """Bring the rows of `tokens`, as many as start..stop has, into start..stop by exchanging row pairs."""
@@ -170,36 +200,7 @@ class KVBuffer:
         inside = (slot >= start) & (slot < stop)
         enter, leave = np.flatnonzero(tokens & ~inside), np.flatnonzero(~tokens & inside)
         assert enter.size == leave.size
-        for at in range(0, enter.size, SWAP_ROWS):
-            pair = enter[at : at + SWAP_ROWS], leave[at : at + SWAP_ROWS]
-            self._swap_rows(slot[pair[0]], slot[pair[1]])
+        if enter.size:
+            self.rows.swap(slot[enter], slot[leave])
         slot[enter], slot[leave] = slot[leave], slot[enter]
         return int(enter.size)
-
-    def _swap_rows(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
-        from_a, from_b = self._scratch[:, : a.size]
-        for plane in self.slab:
-            np.take(plane, a, axis=0, out=from_a, mode="clip")  # clip: the only mode that writes to `out` directly
-            np.take(plane, b, axis=0, out=from_b, mode="clip")
-            plane[a] = from_b
-            plane[b] = from_a
-
-    def _give_back(self, planes: range, rows: slice) -> None:
-        """Return the whole pages of these rows to the system; they read as zeros when touched again."""
-        row_bytes = self.slab.strides[1]
-        for plane in planes:
-            first = plane * self.slab.strides[0] + rows.start * row_bytes
-            start = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = (first + (rows.stop - rows.start) * row_bytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
-            if length > 0:
-                self._memory.madvise(mmap.MADV_DONTNEED, start, length)
-
-
-def _anonymous(nbytes: int, capacity: int) -> mmap.mmap:
-    try:
-        return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, OverflowError):
-        raise UsageError(
-            f"kv_capacity={capacity} rows (--kv-capacity) need {nbytes / 2**30:.1f} GiB, more than this machine gives; "
-            "use fewer, e.g. --kv-capacity 8192"
-        ) from None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import KVOverflow
-from dycoke_edge.runtime import kv as kv_module
+from dycoke_edge.runtime import host_rows
 from dycoke_edge.runtime.kv import KVBuffer
 
 Array = NDArray[Any]
@@ -223,7 +223,7 @@ TestHalfMachine = HalfMachine.TestCase
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_a_refresh_of_more_rows_than_the_scratch_holds(dtype: Literal["fp32", "fp16"]) -> None:
-    count = 2 * kv_module.SWAP_ROWS + 88
+    count = 2 * host_rows.SWAP_ROWS + 88
     buffer = KVBuffer(model_spec(dtype), 2 * count)
     buffer.reset(text_rows=0)
     content = np.random.default_rng(0).standard_normal((6, 2 * count, 2, 4)).astype(buffer.slab.dtype)
@@ -252,7 +252,7 @@ def test_rotated_keys_are_those_of_the_new_positions(
     dtype: Literal["fp32", "fp16"], worst: float, typical: float, times: int
 ) -> None:
     """Five is the most often that a live video turns a row. Errors are shares of the largest K."""
-    rows, offset = 2 * kv_module.SWAP_ROWS + 88, 6000
+    rows, offset = 2 * host_rows.SWAP_ROWS + 88, 6000
     buffer = KVBuffer(model_spec(dtype, head_dim=64), rows + 2)
     buffer.reset(text_rows=2)
     keys = np.random.default_rng(0).standard_normal((rows, 2, 64))
