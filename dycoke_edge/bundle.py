@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from dycoke_edge import contract
-from dycoke_edge.contract import ModelSpec
+from dycoke_edge.contract import ModelSpec, WeightTable
 from dycoke_edge.errors import BundleError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST = "dycoke_edge.json"
 EMBED = "onnx/embed_tokens.npy"
+WEIGHTS = "onnx/decoder_weights.json"
 
 
 class FileEntry(BaseModel):
@@ -88,6 +89,16 @@ class Bundle:
         if table.shape != want or table.dtype != self.model.numpy_dtype:
             raise BundleError(f"{file} holds {table.dtype} {table.shape}, not {want}; export again")
         return np.asarray(table)
+
+    def weight_table(self) -> WeightTable:
+        """Where the decoder's weights lie; BundleError if the bundle does not say, as those of 0.1 do not."""
+        file = self.path / WEIGHTS
+        if WEIGHTS not in self.manifest.files:
+            raise BundleError(f"{self.path} has no {WEIGHTS}, which a GPU's kernels need; export again")
+        try:
+            return WeightTable.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
 
     def merge_graph(self, merge_ratio: float) -> str | None:
         """The merge graph for a ratio, None where merge needs none; UsageError if the bundle lacks it."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from dycoke_edge.config import DType
 from dycoke_edge.dycoke import kept_per_frame
@@ -60,6 +60,32 @@ class ModelSpec(BaseModel):
         """Bytes that one token holds in the KV buffer, all layers, K and V."""
         element = np.dtype(self.numpy_dtype).itemsize
         return 2 * self.num_layers * self.kv_heads * self.head_dim * element
+
+
+class Placed(BaseModel):
+    """Where a weight lies: bytes of the bundle's dtype in C order, in a file beside the graphs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    offset: NonNegativeInt
+    shape: tuple[NonNegativeInt, ...]
+
+
+class WeightTable(BaseModel):
+    """`decoder_weights.json`: the decoder's weights for an engine that brings kernels of its own. Matrices are
+    [in, out], as the graphs have them; q's factor 1/sqrt(D) is in `qkv`.
+
+    layers.<i>.input_layernorm.weight [E], self_attn.qkv.weight [E, (H+2G) D] and .bias, self_attn.o_proj.weight
+    [H D, E], post_attention_layernorm.weight [E], mlp.gate_up.weight [E, 2I], mlp.down_proj.weight [I, E]; norm.weight
+    [E], lm_head [E, V].
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rms_eps: float
+    tied: bool  # lm_head is the embedding table
+    weights: dict[str, Placed]
 
 
 @dataclass(frozen=True)

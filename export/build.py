@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge import __version__, contract
-from dycoke_edge.bundle import EMBED, FORMAT_VERSION, MANIFEST, Manifest, list_files
+from dycoke_edge.bundle import EMBED, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import BundleError, UsageError
@@ -173,7 +173,10 @@ def _write_decoder(folder: Path, checkpoint: Checkpoint, model: ModelSpec, on_pr
     def read(name: str) -> Any:
         return checkpoint.tensor(name, model.dtype).numpy()
 
-    write_decoders(folder / "onnx", model, read, checkpoint.config.text_config.rms_norm_eps, layer_done)
+    config = checkpoint.config.text_config
+    placed = write_decoders(folder / "onnx", model, read, config.rms_norm_eps, layer_done)
+    table = contract.WeightTable(rms_eps=config.rms_norm_eps, tied=checkpoint.tied, weights=placed)
+    (folder / WEIGHTS).write_text(table.model_dump_json() + "\n")
     _write_embedding(folder / EMBED, read("embed_tokens.weight"), read("image_newline"))
 
 

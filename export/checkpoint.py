@@ -66,7 +66,7 @@ class Checkpoint:
     def _check_weights(self) -> None:
         """InputError for a weight that is missing, quantised or of another shape than config.json means."""
         for name, shape in _shapes(self.config).items():
-            if name == "lm_head.weight" and self._tied:
+            if name == "lm_head.weight" and self.tied:
                 continue
             file, key = self._find(name)
             with safe_open(file, "pt") as tensors:
@@ -79,7 +79,7 @@ class Checkpoint:
                 raise InputError(f"weight {key!r} in {file} is {dtype}; give a checkpoint in fp32, fp16 or bf16")
 
     @property
-    def _tied(self) -> bool:
+    def tied(self) -> bool:
         """The output matrix is the embedding table and not stored apart."""
         return "lm_head.weight" not in self._where and bool(self.config.text_config.tie_word_embeddings)
 
@@ -90,7 +90,7 @@ class Checkpoint:
 
     def tensor(self, name: str, dtype: DType = "fp32") -> torch.Tensor:
         """A weight by canonical name; InputError if it is missing, damaged or not finite in `dtype`."""
-        if name == "lm_head.weight" and self._tied:
+        if name == "lm_head.weight" and self.tied:
             name = "embed_tokens.weight"
         file, key = self._find(name)
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge import contract
-from dycoke_edge.contract import ModelSpec
+from dycoke_edge.contract import ModelSpec, Placed
 from dycoke_edge.export.graph import ONNX_TYPE, GraphWriter
 
 Array = NDArray[Any]
@@ -173,8 +173,8 @@ class DecoderWriter:
 
 def write_decoders(
     folder: Path, spec: ModelSpec, read: ReadTensor, rms_eps: float, on_layer: Callable[[], None]
-) -> None:
-    """Write decoder_shallow.onnx and decoder_deep.onnx into a folder, layer by layer.
+) -> dict[str, Placed]:
+    """Write decoder_shallow.onnx and decoder_deep.onnx into a folder, layer by layer; returns where the weights lie.
 
     `read` gives a tensor by its canonical name in the bundle's dtype; it is called once a tensor, so memory holds one
     layer's largest matrix whatever the model's size.
@@ -189,6 +189,7 @@ def write_decoders(
             on_layer()
         decoder.head_mean(probs, out="attention")
         writer.save()
+        placed = writer.placed
     with GraphWriter(folder / f"{deep.name}.onnx", deep) as writer:
         decoder = DecoderWriter(writer, spec, read, rms_eps)
         x, shared = "hidden", decoder.shared(cut)
@@ -197,3 +198,4 @@ def write_decoders(
             on_layer()
         decoder.logits(x, out="logits")
         writer.save()
+        return placed | writer.placed

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dycoke_edge.contract import IR_VERSION, OPSET, Graph, Tensor
+from dycoke_edge.contract import IR_VERSION, OPSET, Graph, Placed, Tensor
 
 ALIGNMENT = 4096  # page size: lets ONNX Runtime map weights instead of reading them
 ONNX_TYPE = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int32": TensorProto.INT32}
@@ -26,6 +26,7 @@ class GraphWriter:
         self.spec = spec
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, TensorProto] = {}
+        self.placed: dict[str, Placed] = {}  # where each weight lies
         self._data = path.with_name(path.name + ".data").open("wb")
 
     def __enter__(self) -> GraphWriter:
@@ -67,7 +68,9 @@ class GraphWriter:
         assert name not in self._initializers
         tensor = TensorProto(name=name, data_location=TensorProto.EXTERNAL, dims=array.shape)
         tensor.data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
-        _append(self._data, tensor, np.ascontiguousarray(array).data.cast("B"), self.path.name + ".data")
+        file = self.path.name + ".data"
+        offset = _append(self._data, tensor, np.ascontiguousarray(array).data.cast("B"), file)
+        self.placed[name] = Placed(file=file, offset=offset, shape=array.shape)
         self._initializers[name] = tensor
         return name
 
@@ -83,14 +86,15 @@ class GraphWriter:
         finish(helper.make_model(graph), self.path, self.spec)
 
 
-def _append(data: BinaryIO, tensor: TensorProto, content: memoryview, location: str) -> None:
-    """Write a weight at the next page of a data file and note the place in its tensor."""
-    data.seek(-(-data.tell() // ALIGNMENT) * ALIGNMENT)
-    place = {"location": location, "offset": data.tell(), "length": content.nbytes}
+def _append(data: BinaryIO, tensor: TensorProto, content: memoryview, location: str) -> int:
+    """Write a weight at the next page of a data file and note the place in its tensor; returns its offset."""
+    offset = data.seek(-(-data.tell() // ALIGNMENT) * ALIGNMENT)
+    place = {"location": location, "offset": offset, "length": content.nbytes}
     del tensor.external_data[:]
     for key, value in place.items():
         tensor.external_data.add(key=key, value=str(value))
     data.write(content)
+    return offset
 
 
 def align(model: onnx.ModelProto, path: Path) -> None:

@@ -3,10 +3,10 @@
 #include "state.cuh"
 #include "vectors.cuh"
 
-#define ROWS 2
+constexpr int ROWS = 2;  // outputs a warp makes
 
 template <class T>
-__device__ inline int rows_from(const T* matrix, int out, int in, const T** rows) {
+DEVICE int rows_from(const T* matrix, int out, int in, const T** rows) {
   int first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * ROWS;
 #pragma unroll
   for (int r = 0; r < ROWS; r++) rows[r] = matrix + (long long)(first + r < out ? first + r : out - 1) * in;
@@ -15,7 +15,7 @@ __device__ inline int rows_from(const T* matrix, int out, int in, const T** rows
 
 // x [E] = table [V, E] of the token; and a step begins: nothing has changed yet.
 template <class T>
-__device__ inline void embed(State* state, const T* table, float* x, int n) {
+DEVICE void embed(State* state, const T* table, float* x, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) x[i] = to_float(table[(long long)state->token * n + i]);
   if (i == 0) state->turned = state->refreshed = state->swaps = 0;
@@ -23,10 +23,10 @@ __device__ inline void embed(State* state, const T* table, float* x, int n) {
 
 // out [rows] = matrix norm(x) + bias. Without a bias, bias is null.
 template <class T>
-__device__ inline void norm_project(
+DEVICE void norm_project(
     const float* x, const T* gain, float epsilon, const T* matrix, const T* bias, float* out, int in, int count) {
-  SHARED_BYTES(shared);
-  T* y = reinterpret_cast<T*>(shared);
+  DYNAMIC_SHARED;
+  T* y = reinterpret_cast<T*>(dynamic_shared);
   normed(x, gain, in, epsilon, y);
   const T* rows[ROWS];
   float sums[ROWS];
@@ -40,7 +40,7 @@ __device__ inline void norm_project(
 
 // x [count] += matrix v.
 template <class T>
-__device__ inline void add_project(const T* v, const T* matrix, float* x, int in, int count) {
+DEVICE void add_project(const T* v, const T* matrix, float* x, int in, int count) {
   const T* rows[ROWS];
   float sums[ROWS];
   int first = rows_from(matrix, count, in, rows);
@@ -50,14 +50,14 @@ __device__ inline void add_project(const T* v, const T* matrix, float* x, int in
     for (int r = 0; r < ROWS && first + r < count; r++) x[first + r] += sums[r];
 }
 
-__device__ inline float silu(float gate) { return gate / (1.0f + expf(-gate)); }
+DEVICE float silu(float gate) { return gate / (1.0f + expf(-gate)); }
 
 // out [I] = silu(gate) * up, with gate and up the halves of matrix [2 I, in] times norm(x). A warp makes one of out.
 template <class T>
-__device__ inline void gate_up(
+DEVICE void gate_up(
     const float* x, const T* gain, float epsilon, const T* matrix, T* out, int in, int count) {
-  SHARED_BYTES(shared);
-  T* y = reinterpret_cast<T*>(shared);
+  DYNAMIC_SHARED;
+  T* y = reinterpret_cast<T*>(dynamic_shared);
   normed(x, gain, in, epsilon, y);
   int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= count) return;
@@ -68,13 +68,13 @@ __device__ inline void gate_up(
 }
 
 // The largest of a block's logits, ties to the lower id: value and id.
-__device__ inline bool beats(float value, int id, float other, int than) {
+DEVICE bool beats(float value, int id, float other, int than) {
   return value > other || (value == other && id < than);
 }
 
 // The token of logits [n], and its record. Blocks find their best, the last one to end picks among them. With `advance`
 // the token that was computed becomes a text row; a prefill has counted its rows already.
-__device__ inline void pick(
+DEVICE void pick_token(
     const float* logits, int n, float* best, int* best_id, int* ticket, State* state, Record* ring, int size, int advance) {
   __shared__ float values[32];
   __shared__ int ids[32];
@@ -131,15 +131,15 @@ __device__ inline void pick(
 }
 
 #define GEMV(T, suffix)                                                                                              \
-  KERNEL(embed_##suffix)(State* state, const T* table, float* x, int n) { embed(state, table, x, n); }               \
-  KERNEL(norm_project_##suffix)                                                                                      \
+  extern "C" __global__ void KERNEL(embed_##suffix)(State* state, const T* table, float* x, int n) { embed(state, table, x, n); }               \
+  extern "C" __global__ void KERNEL(norm_project_##suffix)                                                                                      \
   (const float* x, const T* gain, float epsilon, const T* matrix, const T* bias, float* out, int in, int count) {    \
     norm_project(x, gain, epsilon, matrix, bias, out, in, count);                                                    \
   }                                                                                                                  \
-  KERNEL(add_project_##suffix)(const T* v, const T* matrix, float* x, int in, int count) {                           \
+  extern "C" __global__ void KERNEL(add_project_##suffix)(const T* v, const T* matrix, float* x, int in, int count) {                           \
     add_project(v, matrix, x, in, count);                                                                            \
   }                                                                                                                  \
-  KERNEL(gate_up_##suffix)                                                                                           \
+  extern "C" __global__ void KERNEL(gate_up_##suffix)                                                                                           \
   (const float* x, const T* gain, float epsilon, const T* matrix, T* out, int in, int count) {                       \
     gate_up(x, gain, epsilon, matrix, out, in, count);                                                               \
   }
@@ -147,7 +147,7 @@ __device__ inline void pick(
 GEMV(float, f32)
 GEMV(half_t, f16)
 
-KERNEL(pick)(const float* logits, int n, float* best, int* best_id, int* ticket, State* state, Record* ring, int size,
+extern "C" __global__ void KERNEL(pick)(const float* logits, int n, float* best, int* best_id, int* ticket, State* state, Record* ring, int size,
              int advance) {
-  pick(logits, n, best, best_id, ticket, state, ring, size, advance);
+  pick_token(logits, n, best, best_id, ticket, state, ring, size, advance);
 }

@@ -33,13 +33,19 @@ struct Record {
   int reserved[2];
 };
 
+// Softmax over some rows: the largest score, and the sum of exp(score - most).
+struct Part {
+  float most;
+  float total;
+};
+
 // Rows that a layer attends to: first .. first + cached - 1, and the token's own row after them.
 struct Rows {
   int first;
   int cached;
 };
 
-__device__ inline Rows rows_of(const State* state, int deep) {
+DEVICE Rows rows_of(const State* state, int deep) {
   int visual = deep ? state->num_active : state->num_visual;
   Rows rows = {state->origin - visual, visual + state->num_text};
   return rows;

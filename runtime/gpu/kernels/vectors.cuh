@@ -3,25 +3,14 @@
 #include "dialect.cuh"
 
 template <class T>
-struct Lanes {
-  static constexpr int width = 16 / sizeof(T);  // elements in a 16-byte load
-};
-
-template <class T>
-__device__ inline void load16(const T* from, float* to) {
-  union {
-    Vec16 bytes;
-    T values[Lanes<T>::width];
-  } loaded;
-  loaded.bytes = *reinterpret_cast<const Vec16*>(from);
-#pragma unroll
-  for (int e = 0; e < Lanes<T>::width; e++) to[e] = to_float(loaded.values[e]);
+DEVICE void load16(const T* from, float (&to)[Pack<T>::count]) {
+  unpack(*reinterpret_cast<const Vec16*>(from), to);
 }
 
 // A warp's dot products of `Count` rows of a matrix [out, in], starting at `row`, with a vector [in]. Every lane gets them.
 template <int Count, class T>
-__device__ inline void dot_rows(const T* const* rows, const T* vector, int n, float* sums) {
-  constexpr int width = Lanes<T>::width;
+DEVICE void dot_rows(const T* const* rows, const T* vector, int n, float* sums) {
+  constexpr int width = Pack<T>::count;
   int lane = threadIdx.x % 32;
 #pragma unroll
   for (int r = 0; r < Count; r++) sums[r] = 0.0f;
@@ -32,7 +21,7 @@ __device__ inline void dot_rows(const T* const* rows, const T* vector, int n, fl
 #pragma unroll
     for (int r = 0; r < Count; r++) {
       float w[width];
-      load16(rows[r] + k, w);
+      unpack(load_once(reinterpret_cast<const Vec16*>(rows[r] + k)), w);
 #pragma unroll
       for (int e = 0; e < width; e++) sums[r] += w[e] * x[e];
     }
@@ -42,7 +31,7 @@ __device__ inline void dot_rows(const T* const* rows, const T* vector, int n, fl
 }
 
 // Sum over the block, for every thread. `scratch` holds 33 floats of shared memory.
-__device__ inline float block_sum(float value, float* scratch) {
+DEVICE float block_sum(float value, float* scratch) {
   value = warp_sum(value);
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
@@ -56,7 +45,7 @@ __device__ inline float block_sum(float value, float* scratch) {
   return scratch[32];
 }
 
-__device__ inline float block_max(float value, float* scratch) {
+DEVICE float block_max(float value, float* scratch) {
   value = warp_max(value);
   __syncthreads();
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
@@ -72,7 +61,7 @@ __device__ inline float block_max(float value, float* scratch) {
 
 // RMS norm of x [n] into out [n], by the whole block, rounded where the bundle's graphs round.
 template <class T>
-__device__ inline void normed(const float* x, const T* gain, int n, float epsilon, T* out) {
+DEVICE void normed(const float* x, const T* gain, int n, float epsilon, T* out) {
   __shared__ float scratch[33];
   float sum = 0.0f;
   for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i] * x[i];

@@ -1,0 +1,202 @@
+// One token's attention over the cache, flash-decoding style: blocks take parts of the rows, the last one of a KV head
+// to end joins them. The block with the last part also writes the token's own K and V row, so that a layer's attention
+// is one launch. Lengths come from the state: the same launch serves every length. Bound by bytes: K and V are read once.
+#include "state.cuh"
+#include "vectors.cuh"
+
+constexpr int THREADS = 128;
+constexpr int WARPS = THREADS / 32;
+constexpr int HEADS = 8;  // most query heads a KV head
+constexpr int TILE = 64;  // rows whose scores are in shared memory
+constexpr int LEAST_ROWS = 32;  // a part this small is not worth a block
+constexpr int MOST_PARTS = 128;  // parts that are joined
+
+// What a launch is given. qkv [(H + 2 G) D] of the token, before RoPE; keys and values: the first row of a layer's slab.
+template <class T>
+struct Attend {
+  const State* state;
+  const float* qkv;
+  const float* inverse;  // [D/2] RoPE frequencies
+  T* keys;
+  T* values;
+  T* context;    // [H, D]
+  float* sums;   // [G, parts, R, D]
+  Part* parts;   // [G, parts, R]
+  int* tickets;  // [G], zero
+  float* scores;  // [H, capacity], or null
+  Part* heads;    // [H] over all rows, or null
+  int group;      // R = H / G
+  int capacity;
+  int deep;
+};
+
+// RoPE of the query heads of a KV head, into shared memory; and of the token's own key.
+template <class T, int D>
+DEVICE void turn(const Attend<T>& a, float (*query)[D], bool own, long long row) {
+  int kv = blockIdx.y, groups = gridDim.y;
+  for (int i = threadIdx.x; i < (a.group + own) * (D / 2); i += THREADS) {
+    int h = i / (D / 2), j = i % (D / 2);
+    bool key = h == a.group;
+    const float* from = a.qkv + (key ? groups * a.group + kv : kv * a.group + h) * D;
+    float angle = a.state->position * a.inverse[j], c = cosf(angle), s = sinf(angle);
+    float first = from[j] * c - from[j + D / 2] * s, second = from[j + D / 2] * c + from[j] * s;
+    if (key) {
+      T* to = a.keys + (row * groups + kv) * D;
+      to[j] = from_float<T>(first), to[j + D / 2] = from_float<T>(second);
+    } else {
+      query[h][j] = first, query[h][j + D / 2] = second;
+    }
+  }
+  if (own) {
+    const float* from = a.qkv + (groups * (a.group + 1) + kv) * D;
+    for (int j = threadIdx.x; j < D; j += THREADS) a.values[(row * groups + kv) * D + j] = from_float<T>(from[j]);
+  }
+  __syncthreads();
+}
+
+// Softmax over the parts: context = sum of each part's sums, by its share of the whole.
+template <class T, int D>
+DEVICE void join(const Attend<T>& a, int used, float (*share)[MOST_PARTS]) {
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv = blockIdx.y, group = a.group;
+  if (threadIdx.x == 0) a.tickets[kv] = 0;
+  volatile Part* parts = a.parts + (long long)kv * gridDim.x * group;
+  volatile float* sums = a.sums + (long long)kv * gridDim.x * group * D;
+  for (int h = warp; h < group; h += WARPS) {
+    float best = -INFINITY, total = 0.0f;
+    for (int p = lane; p < used; p += 32) best = fmaxf(best, parts[p * group + h].most);
+    best = warp_max(best);
+    for (int p = lane; p < used; p += 32) total += parts[p * group + h].total * expf(parts[p * group + h].most - best);
+    total = warp_sum(total);
+    for (int p = lane; p < used; p += 32) share[h][p] = expf(parts[p * group + h].most - best) / total;
+    if (lane == 0 && a.heads) {
+      Part whole = {best, total};
+      a.heads[kv * group + h] = whole;
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < group * D; i += THREADS) {
+    float value = 0.0f;
+    for (int p = 0; p < used; p++) value += share[i / D][p] * sums[p * group * D + i];
+    a.context[kv * group * D + i] = from_float<T>(value);
+  }
+}
+
+template <class T, int D>
+DEVICE void attend(const Attend<T> a) {
+  constexpr int width = Pack<T>::count, lanes = D / width, per_warp = 32 / lanes;  // lanes a row, rows a warp
+  __shared__ float query[HEADS][D];
+  __shared__ float score[HEADS][TILE];
+  __shared__ float gathered[WARPS][HEADS][D];
+  __shared__ float most[HEADS], total[HEADS], factor[HEADS];
+  __shared__ float share[HEADS][MOST_PARTS];
+  __shared__ int last;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane % lanes * width, place = warp * per_warp + lane / lanes;
+  int kv = blockIdx.y, groups = gridDim.y, group = a.group;
+  Rows rows = rows_of(a.state, a.deep);
+  int all = rows.cached + 1, size = max((all + (int)gridDim.x - 1) / (int)gridDim.x, LEAST_ROWS);
+  int used = (all + size - 1) / size, begin = blockIdx.x * size, end = min(all, begin + size);
+  if ((int)blockIdx.x >= used) return;
+  turn<T, D>(a, query, end == all, (long long)rows.first + rows.cached);
+  if (threadIdx.x < HEADS) most[threadIdx.x] = -INFINITY, total[threadIdx.x] = 0.0f;
+  float q[HEADS][width], sum[HEADS][width];
+#pragma unroll
+  for (int h = 0; h < HEADS; h++)
+#pragma unroll
+    for (int e = 0; e < width; e++) q[h][e] = h < group ? query[h][column + e] : 0.0f, sum[h][e] = 0.0f;
+  for (int tile = begin; tile < end; tile += TILE) {
+    int count = min(TILE, end - tile);
+    long long at = ((long long)(rows.first + tile) * groups + kv) * D + column;
+    __syncthreads();
+    for (int r = place; r < TILE; r += WARPS * per_warp) {  // every lane takes part in the shuffles
+      float k[width];
+      if (r < count) load16(a.keys + at + (long long)r * groups * D, k);
+#pragma unroll
+      for (int h = 0; h < HEADS; h++) {
+        if (h >= group) break;
+        float dot = 0.0f;
+        if (r < count)
+#pragma unroll
+          for (int e = 0; e < width; e++) dot += q[h][e] * k[e];
+#pragma unroll
+        for (int step = lanes / 2; step > 0; step /= 2) dot += warp_shuffle_xor(dot, step);
+        if (column == 0 && r < count) score[h][r] = dot;
+      }
+    }
+    __syncthreads();
+    for (int h = warp; h < group; h += WARPS) {
+      float best = most[h];
+      for (int r = lane; r < count; r += 32) {
+        best = fmaxf(best, score[h][r]);
+        if (a.scores) a.scores[(long long)(kv * group + h) * a.capacity + tile + r] = score[h][r];
+      }
+      best = warp_max(best);
+      float weight = 0.0f;
+      for (int r = lane; r < count; r += 32) weight += score[h][r] = expf(score[h][r] - best);
+      weight = warp_sum(weight);
+      if (lane == 0) {
+        factor[h] = expf(most[h] - best);
+        total[h] = total[h] * factor[h] + weight;
+        most[h] = best;
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < HEADS; h++)
+#pragma unroll
+      for (int e = 0; e < width; e++)
+        if (h < group) sum[h][e] *= factor[h];
+    for (int r = place; r < count; r += WARPS * per_warp) {
+      float v[width];
+      load16(a.values + at + (long long)r * groups * D, v);
+#pragma unroll
+      for (int h = 0; h < HEADS; h++) {
+        if (h >= group) break;
+        float weight = score[h][r];
+#pragma unroll
+        for (int e = 0; e < width; e++) sum[h][e] += weight * v[e];
+      }
+    }
+  }
+#pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    if (h >= group) break;
+#pragma unroll
+    for (int e = 0; e < width; e++) {
+#pragma unroll
+      for (int step = lanes; step < 32; step *= 2) sum[h][e] += warp_shuffle_xor(sum[h][e], step);
+      if (lane < lanes) gathered[warp][h][column + e] = sum[h][e];
+    }
+  }
+  __syncthreads();
+  long long slot = (long long)kv * gridDim.x + blockIdx.x;
+  for (int i = threadIdx.x; i < group * D; i += THREADS) {
+    float value = 0.0f;
+    for (int w = 0; w < WARPS; w++) value += gathered[w][i / D][i % D];
+    a.sums[slot * group * D + i] = value;
+  }
+  if ((int)threadIdx.x < group) {
+    Part part = {most[threadIdx.x], total[threadIdx.x]};
+    a.parts[slot * group + threadIdx.x] = part;
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(a.tickets + kv, 1) == used - 1;
+  __syncthreads();
+  if (!last) return;
+  join<T, D>(a, used, share);
+}
+
+#define ATTEND(T, suffix, D)                                                                                            \
+  extern "C" __global__ void KERNEL(attend_##suffix##_##D)                                                                                         \
+  (const State* state, const float* qkv, const float* inverse, T* keys, T* values, T* context, float* sums, Part* parts, \
+   int* tickets, float* scores, Part* heads, int group, int capacity, int deep) {                                       \
+    Attend<T> a = {state, qkv, inverse, keys, values, context, sums, parts, tickets, scores, heads, group, capacity, deep}; \
+    attend<T, D>(a);                                                                                                    \
+  }
+
+ATTEND(float, f32, 32)
+ATTEND(float, f32, 64)
+ATTEND(float, f32, 128)
+ATTEND(half_t, f16, 32)
+ATTEND(half_t, f16, 64)
+ATTEND(half_t, f16, 128)

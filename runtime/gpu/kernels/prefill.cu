@@ -1,0 +1,87 @@
+// Many tokens at a time, between the matrix products of a library: what a layer does to whole rows.
+#include "state.cuh"
+#include "vectors.cuh"
+
+// x [n] = from [n], in fp32.
+template <class T>
+DEVICE void widen(const T* from, float* x, long long n) {
+  long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) x[i] = to_float(from[i]);
+}
+
+// out [T, n] = RMS norm of x [T, n]; a block a row.
+template <class T>
+DEVICE void norm_rows(const float* x, const T* gain, float epsilon, T* out, int n) {
+  normed(x + (long long)blockIdx.x * n, gain, n, epsilon, out + (long long)blockIdx.x * n);
+}
+
+// qkv [T, (H + 2 G) D]: adds the bias, turns queries in place, and stores turned keys and values in the slab, where
+// `keys` and `values` are the first of T rows [G, D]. A block a token.
+template <class T>
+DEVICE void rope_rows(T* qkv, const T* bias, const int* positions, const float* inverse, T* keys, T* values, int heads,
+                      int groups, int dim) {
+  int half = dim / 2, turned = (heads + groups) * half, token = blockIdx.x;
+  T* row = qkv + (long long)token * (heads + 2 * groups) * dim;
+  for (int i = threadIdx.x; i < turned; i += blockDim.x) {
+    int h = i / half, j = i % half, at = h * dim + j;
+    float a = to_float(row[at]) + to_float(bias[at]), b = to_float(row[at + half]) + to_float(bias[at + half]);
+    float angle = positions[token] * inverse[j], c = cosf(angle), s = sinf(angle);
+    T* to = h < heads ? row + at : keys + ((long long)token * groups + h - heads) * dim + j;
+    to[0] = from_float<T>(a * c - b * s), to[half] = from_float<T>(b * c + a * s);
+  }
+  for (int i = threadIdx.x; i < groups * dim; i += blockDim.x) {
+    int at = (heads + groups) * dim + i;
+    values[(long long)token * groups * dim + i] = from_float<T>(to_float(row[at]) + to_float(bias[at]));
+  }
+}
+
+// Softmax of scores [H, T, columns] fp32, in place: a row becomes `columns` probabilities of type T, at its beginning.
+// Columns new_at .. new_at + T - 1 are the new tokens, of which token t sees the first t + 1. A block a row.
+template <class T>
+DEVICE void softmax_rows(float* scores, int columns, int new_at) {
+  __shared__ float scratch[33];
+  int token = blockIdx.x, count = gridDim.x, from = new_at + token + 1, to = new_at + count;  // hidden: from .. to - 1
+  float* row = scores + ((long long)blockIdx.y * count + token) * columns;
+  T* out = reinterpret_cast<T*>(row);
+  float most = -INFINITY, total = 0.0f;
+  for (int j = threadIdx.x; j < columns; j += blockDim.x)
+    if (j < from || j >= to) most = fmaxf(most, row[j]);
+  most = block_max(most, scratch);
+  for (int j = threadIdx.x; j < columns; j += blockDim.x)
+    if (j < from || j >= to) total += expf(row[j] - most);
+  total = block_sum(total, scratch);
+  for (int base = 0; base < columns; base += blockDim.x) {
+    int j = base + threadIdx.x;
+    float p = j < columns && (j < from || j >= to) ? expf(row[j] - most) / total : 0.0f;
+    __syncthreads();  // an element is written no further right than it is read, but by another thread
+    if (j < columns) out[j] = from_float<T>(p);
+  }
+}
+
+// out [T, n] = silu(gate) * up of both [T, 2 n].
+template <class T>
+DEVICE void silu_rows(const T* both, T* out, int n) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  const T* row = both + (long long)blockIdx.y * 2 * n;
+  float gate = to_float(row[i]);
+  out[(long long)blockIdx.y * n + i] = from_float<T>(gate / (1.0f + expf(-gate)) * to_float(row[n + i]));
+}
+
+#define PREFILL(T, suffix)                                                                                             \
+  extern "C" __global__ void KERNEL(widen_##suffix)(const T* from, float* x, long long n) { widen(from, x, n); }       \
+  extern "C" __global__ void KERNEL(norm_rows_##suffix)(const float* x, const T* gain, float epsilon, T* out, int n) { \
+    norm_rows(x, gain, epsilon, out, n);                                                                               \
+  }                                                                                                                    \
+  extern "C" __global__ void KERNEL(rope_rows_##suffix)(T* qkv, const T* bias, const int* positions,                   \
+                                                        const float* inverse, T* keys, T* values, int heads,           \
+                                                        int groups, int dim) {                                         \
+    rope_rows(qkv, bias, positions, inverse, keys, values, heads, groups, dim);                                        \
+  }                                                                                                                    \
+  extern "C" __global__ void KERNEL(softmax_rows_##suffix)(float* scores, int columns, int new_at) {                   \
+    softmax_rows<T>(scores, columns, new_at);                                                                          \
+  }                                                                                                                    \
+  extern "C" __global__ void KERNEL(silu_rows_##suffix)(const T* both, T* out, int n) { silu_rows(both, out, n); }
+
+PREFILL(float, f32)
+PREFILL(half_t, f16)

@@ -1,0 +1,16 @@
+"""The bytes that a decode step reads and leaves behind: kernels/state.cuh in numpy's words."""
+
+from __future__ import annotations
+
+import numpy as np
+
+INTS = (
+    "token position origin num_visual num_active num_text step keep num_keep first one_shot turned refreshed swaps"
+).split()
+STATE = np.dtype([*((name, np.int32) for name in INTS), ("threshold", np.float32), ("reserved", np.int32)])
+RECORD = np.dtype(
+    [(name, np.int32) for name in ("token", "active", "refreshed", "swaps", "finite", "step")]
+    + [("reserved", np.int32, 2)]
+)
+PART = np.dtype([("most", np.float32), ("total", np.float32)])
+KEEP = {"off": 0, "paper": 1, "official": 2}
