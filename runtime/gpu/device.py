@@ -14,9 +14,20 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dycoke_edge.errors import EngineError
+
 Array = NDArray[Any]
 Argument: TypeAlias = "ctypes.c_void_p | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float"
 ALIGNMENT = 512  # bytes: what every allocation starts at a multiple of
+
+
+def out_of_memory(nbytes: int, free: int, total: int) -> EngineError:
+    """The error of an allocation that does not fit."""
+    needed, left, all_of_it = (f"{number / 2**20:.0f} MiB" for number in (nbytes, free, total))
+    return EngineError(
+        f"GPU memory is out: {needed} more are needed, {left} of {all_of_it} are free; "
+        "use a smaller --kv-capacity or --vision-batch, or end other programs on the GPU"
+    )
 
 
 class Launch(Protocol):
