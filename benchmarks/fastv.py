@@ -11,15 +11,23 @@ from numpy.typing import NDArray
 
 from dycoke_edge.config import Sampling
 from dycoke_edge.contract import MASKED
-from dycoke_edge.runtime.loop import Decoder, Step
+from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.layers import GraphLayers
+from dycoke_edge.runtime.loop import Decoder
 from dycoke_edge.runtime.sampling import Sampler
+from dycoke_edge.runtime.step import Step
 
 Array = NDArray[Any]
 
 
+def _graphs(decoder: Decoder) -> tuple[GraphLayers, KVBuffer]:
+    assert isinstance(decoder.layers, GraphLayers), "FastV runs the shallow graph without the deep one"
+    return decoder.layers, decoder.kv
+
+
 def see(decoder: Decoder, visual: Array) -> Array:
     """Shallow layers over visual tokens [M, E] after `decoder.begin`; returns what the deep ones would take [M, E]."""
-    layers, kv = decoder.layers, decoder.kv
+    layers, kv = _graphs(decoder)
     decoder.rewind()
     hidden = np.empty_like(visual)
     for part in layers.chunks(kv, len(visual)):
@@ -35,7 +43,7 @@ def answer(
     decoder: Decoder, hidden: Array, suffix: NDArray[np.int64], budget: int, sampling: Sampling
 ) -> Iterator[Step]:
     """Read a question, keep `budget` visual tokens for the deep layers, yield the answer's tokens, forget both."""
-    layers, kv = decoder.layers, decoder.kv
+    layers, kv = _graphs(decoder)
     decoder.rewind()
     prefix = kv.num_text
     positions = decoder.position + np.arange(len(suffix))
@@ -64,7 +72,7 @@ def answer(
 
 def _deepen(decoder: Decoder, hidden: Array, active: NDArray[np.bool_], prefix: int) -> None:
     """Compute the deep layers' K and V of the active tokens, in order, behind the prefix; put them in their rows."""
-    layers, kv = decoder.layers, decoder.kv
+    layers, kv = _graphs(decoder)
     spec, count = layers.spec, int(active.sum())
     deep = range(spec.split_layer, spec.num_layers)
     before = slice(kv.origin, kv.origin + prefix)

@@ -14,7 +14,8 @@ from benchmarks.selectors import Selector, changed_tokens, last_frames, random_t
 from dycoke_edge import Compression, Sampling, UsageError, VideoLLM
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.runtime import visual
-from dycoke_edge.runtime.loop import Decoder, Step
+from dycoke_edge.runtime.loop import Decoder
+from dycoke_edge.runtime.step import Step
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]

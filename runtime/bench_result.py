@@ -35,9 +35,11 @@ class Result:
     device_bytes: int | None = None
     watts: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, **values: float) -> None:
-        """A sample each: latencies in seconds, throughputs a second."""
+    def add(self, **values: float | None) -> None:
+        """A sample each: latencies in seconds, throughputs a second. None is what this engine cannot tell."""
         for name, value in values.items():
+            if value is None:
+                continue
             self.samples.setdefault(name, []).append(value)
 
     def as_dict(self, bandwidth: float | None) -> dict[str, Any]:

@@ -1,21 +1,30 @@
-"""The decoder's layers on memory of their own: what runs one chunk of tokens or one step over any KV buffer."""
+"""The decoder's layers as the bundle's two graphs, on any engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import SCRATCH_ROWS
+from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
 from dycoke_edge.contract import MASKED, ModelSpec
+from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.engine import Engine
 from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.sampling import Sampler
+from dycoke_edge.runtime.step import Side, Step
 
 Array = NDArray[Any]
-Side = Literal["left", "right"]
+
+
+def rope_frequencies(spec: ModelSpec) -> NDArray[np.float32]:
+    """fp32 [D/2], as transformers computes them."""
+    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    return (1.0 / np.float32(spec.rope_theta) ** exponent).astype(np.float32)
 
 
 class Rope:
@@ -23,8 +32,7 @@ class Rope:
 
     def __init__(self, spec: ModelSpec, rows: int) -> None:
         half = spec.head_dim // 2
-        exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-        self.inverse = (1.0 / np.float32(spec.rope_theta) ** exponent).astype(np.float32)
+        self.inverse = rope_frequencies(spec)
         self._cos = np.empty((rows, half), spec.numpy_dtype)
         self._sin = np.empty((rows, half), spec.numpy_dtype)
 
@@ -36,7 +44,7 @@ class Rope:
         return cos, sin
 
 
-class Layers:
+class GraphLayers:
     """Both decoder graphs and their scratch memory, shared by every KV buffer of a model.
 
     Nothing here outlives a call but `logits`, fp32 [1, V], which hold what the last call computed.
@@ -45,6 +53,7 @@ class Layers:
     def __init__(self, spec: ModelSpec, engine: Engine, embed: Array, chunk: int) -> None:
         self.spec, self.engine, self.embed, self.chunk = spec, engine, embed, chunk
         self.rope = Rope(spec, chunk)
+        self.inverse = self.rope.inverse
         self.logits = np.empty((1, spec.vocab_size), np.float32)
         self._hidden = np.empty((chunk, spec.hidden_size), spec.numpy_dtype)
         self._empty = np.zeros((1, spec.kv_heads, spec.head_dim), spec.numpy_dtype)
@@ -53,8 +62,13 @@ class Layers:
         self._attention = np.empty(self._mask.size, np.float32)
         self._no_mask = np.zeros((1, 1), np.float32)
 
-    def reserve(self, capacity: int) -> None:
-        """Scratch memory for a KV buffer of `capacity` rows, once for the largest that is served."""
+    def new_kv(self, capacity: int) -> KVBuffer:
+        """A buffer in host memory."""
+        return KVBuffer(self.spec, capacity)
+
+    def reserve(self, kv: KVBuffer) -> None:
+        """Scratch memory for a KV buffer, once for the largest that is served."""
+        capacity = kv.capacity
         if capacity + self.chunk > self._mask.size:
             self._mask = np.empty(capacity + self.chunk, np.float32)
             self._attention = np.empty(self._mask.size, np.float32)
@@ -105,6 +119,32 @@ class Layers:
         if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
             raise EngineError("the model's logits are not finite; run: dycoke-edge verify BUNDLE")
 
+    def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
+        """Tokens, each computed when it is asked for."""
+        keep, sampler = _keep_policy(kv, compression), Sampler(sampling)
+        step = Step(sampler(self.logits[0]), kv.num_active)
+        yield step
+        for at in range(position, position + sampling.max_new_tokens - 1):
+            step = self._step(kv, step.token, at, keep, compression.free_parked, sampler)
+            yield step
+
+    def _step(
+        self, kv: KVBuffer, token: int, position: int, keep: KeepPolicy | None, free_parked: bool, sampler: Sampler
+    ) -> Step:
+        """One decode step: shallow layers, the kept set, deep layers, a token."""
+        inputs, rows = self.shallow(kv, self.embed[token : token + 1], np.array([position]), "right")
+        began, refreshed, returned = perf_counter(), False, 0
+        if keep is not None and not kv.freed:
+            active = keep.step(self.visual_attention(kv))
+            if keep.refreshed:
+                refreshed, returned = True, kv.refresh(active)
+            if free_parked:
+                kv.free_parked()
+        compaction = perf_counter() - began
+        self.deep(kv, inputs, rows)
+        kv.grow_right(1)
+        return Step(sampler(self.logits[0]), kv.num_active, refreshed, returned, compaction)
+
     def visual_attention(self, kv: KVBuffer, count: int = 1) -> NDArray[np.float32]:
         """Layer L-1's attention of the last of the `count` tokens `shallow` just computed, in order of visual tokens:
         fp32 [M]."""
@@ -130,6 +170,12 @@ class Layers:
         mask[:, :-count] = 0.0 if cached else MASKED
         mask[:, -count:] = self._future[:count, :count]
         return mask
+
+
+def _keep_policy(kv: KVBuffer, compression: Compression) -> KeepPolicy | None:
+    if compression.prune_ratio == 0 or kv.num_visual == 0:
+        return None
+    return KeepPolicy(kv.num_visual, compression.prune_ratio, compression.refresh_threshold, compression.mode)
 
 
 def _views(kv: KVBuffer, prefix: str, layers: range, rows: slice) -> dict[str, Array]:

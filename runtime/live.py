@@ -19,7 +19,6 @@ from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
 from dycoke_edge.runtime.gate import FrameGate
-from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
 from dycoke_edge.runtime.loop import Decoder, Ids
@@ -58,7 +57,7 @@ class LiveVideo:
         self._prefix = self.text.encode("?", "video")[0]
         self._room = room(self.bundle.model, compression, spec, len(self._prefix), llm.spec.kv_capacity)
         self.bundle.merge_graph(compression.merge_ratio)  # UsageError if the bundle lacks it
-        self.kv = KVBuffer(self.bundle.model, self._room.capacity)
+        self.kv = llm.layers.new_kv(self._room.capacity)
         self._decoder = Decoder(llm.layers, self.kv)
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()

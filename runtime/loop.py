@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, Sampling
-from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.kv import KVBuffer
-from dycoke_edge.runtime.layers import Layers
-from dycoke_edge.runtime.sampling import Sampler
+from dycoke_edge.runtime.step import Side, Step
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
@@ -42,15 +39,31 @@ class Prompt:
         return len(self.prefix) + len(self.suffix)
 
 
-@dataclass(frozen=True)
-class Step:
-    """One token and what producing it took. `active` counts visual rows that deep layers attended to."""
+class Layers(Protocol):
+    """The decoder's layers on memory of their own: what runs a chunk of tokens, or one step, over any KV buffer."""
 
-    token: int
-    active: int
-    refreshed: bool = False
-    returned: int = 0  # row pairs exchanged: parked rows that came back
-    compaction: float = 0.0  # seconds
+    embed: Array  # [V+1, E], on the host
+    inverse: NDArray[np.float32]  # [D/2] RoPE frequencies
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """fp32 [1, V] of the last token computed."""
+
+    def new_kv(self, capacity: int) -> KVBuffer:
+        """A buffer whose rows lie where these layers want them."""
+
+    def reserve(self, kv: KVBuffer) -> None:
+        """Scratch memory for a KV buffer, once for the largest that is served."""
+
+    def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
+        """Cut `total` tokens into parts that fit the scratch memory."""
+
+    def forward(self, kv: KVBuffer, embeds: Array, positions: NDArray[np.integer], side: Side) -> None:
+        """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
+
+    def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
+        """`max_new_tokens` tokens, the first from `logits`; each is computed when it is asked for, at the earliest
+        while the one before is read. `position` is that of the next token."""
 
 
 class Decoder:
@@ -62,7 +75,7 @@ class Decoder:
 
     def __init__(self, layers: Layers, kv: KVBuffer) -> None:
         self.layers, self.kv = layers, kv
-        layers.reserve(kv.capacity)
+        layers.reserve(kv)
         self.position = 0  # of the next token
         self._prefix = 0  # text rows before the visual ones, which take the first positions
         self._oldest = 0  # position of the oldest visual token
@@ -136,7 +149,7 @@ class Decoder:
         """
         self.rewind()
         offset = self._oldest - self._prefix
-        angles = -offset * self.layers.rope.inverse.astype(np.float64)
+        angles = -offset * self.layers.inverse.astype(np.float64)
         self.kv.rotate(np.cos(angles), np.sin(angles))
         self._oldest -= offset
         self._newest -= offset
@@ -160,40 +173,13 @@ class Decoder:
 
     def _generate(self, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Tokens after what was read; `logits` are those of the first."""
-        request, keep = self._request, self._keep_policy(compression)
-        sampler, stop = Sampler(sampling), sampling.stop_token_ids or ()
-        step = Step(sampler(self.logits[0]), self.kv.num_active)
-        for left in range(sampling.max_new_tokens - 1, -1, -1):
+        request, stop = self._request, sampling.stop_token_ids or ()
+        for step in self.layers.steps(self.kv, self.position, compression, sampling):
             yield step
             if step.token in stop:
                 return
             if self._request != request:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
-            if left:
-                step = self._next(step.token, keep, compression.free_parked, sampler)
-
-    def _keep_policy(self, compression: Compression) -> KeepPolicy | None:
-        num_visual = self.kv.num_visual
-        if compression.prune_ratio == 0 or num_visual == 0:
-            return None
-        return KeepPolicy(num_visual, compression.prune_ratio, compression.refresh_threshold, compression.mode)
-
-    def _next(self, token: int, keep: KeepPolicy | None, free_parked: bool, sampler: Sampler) -> Step:
-        """One decode step: shallow layers, the kept set, deep layers, a token."""
-        layers, kv = self.layers, self.kv
-        inputs, rows = layers.shallow(kv, layers.embed[token : token + 1], np.array([self.position]), "right")
-        began, refreshed, returned = perf_counter(), False, 0
-        if keep is not None and not kv.freed:
-            active = keep.step(layers.visual_attention(kv))
-            if keep.refreshed:
-                refreshed, returned = True, kv.refresh(active)
-            if free_parked:
-                kv.free_parked()
-        compaction = perf_counter() - began
-        layers.deep(kv, inputs, rows)
-        kv.grow_right(1)
-        self.position += 1
-        return Step(sampler(self.logits[0]), kv.num_active, refreshed, returned, compaction)
 
     def _text(self, ids: Ids) -> None:
         for part in self.layers.chunks(self.kv, len(ids)):

@@ -21,10 +21,9 @@ from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.engine import Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
-from dycoke_edge.runtime.kv import KVBuffer
-from dycoke_edge.runtime.layers import Layers
+from dycoke_edge.runtime.layers import GraphLayers
 from dycoke_edge.runtime.live import LiveVideo
-from dycoke_edge.runtime.loop import Decoder, Prompt
+from dycoke_edge.runtime.loop import Decoder, Layers, Prompt
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.text import Text
@@ -49,8 +48,8 @@ class VideoLLM:
         self.engine = engine
         self.spec = spec
         self.text = Text(bundle)
-        self.kv = KVBuffer(bundle.model, spec.kv_capacity)
-        self.layers = Layers(bundle.model, engine, bundle.embed_tokens(), spec.prefill_chunk)
+        self.layers: Layers = GraphLayers(bundle.model, engine, bundle.embed_tokens(), spec.prefill_chunk)
+        self.kv = self.layers.new_kv(spec.kv_capacity)
         self._decoder = Decoder(self.layers, self.kv)
         self._lives: WeakSet[LiveVideo] = WeakSet()
 

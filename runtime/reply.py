@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import Any, Literal
 
 from dycoke_edge.runtime.kv import KVBuffer
-from dycoke_edge.runtime.loop import Step
 from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.step import Step
 from dycoke_edge.runtime.text import TextStream
 
 FinishReason = Literal["stop", "length"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dycoke_edge.config import Compression
-from dycoke_edge.runtime.loop import Step
+from dycoke_edge.runtime.step import Step
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Stats:
     vision_latency: float = 0.0
     merge_latency: float = 0.0
     prefill_latency: float = 0.0
-    kv_compaction_latency: float = 0.0  # all refreshes together
+    kv_compaction_latency: float | None = 0.0  # all refreshes together; None where one launch does all of a step
     time_to_first_token: float = 0.0
     inter_token_latencies: list[float] = field(default_factory=list)
 
@@ -47,7 +47,10 @@ class Stats:
         self.new_tokens += 1
         self.refreshes += step.refreshed
         self.keep_applied |= step.active < self.visual_tokens_kept
-        self.kv_compaction_latency += step.compaction
+        if step.compaction is None or self.kv_compaction_latency is None:
+            self.kv_compaction_latency = None
+        else:
+            self.kv_compaction_latency += step.compaction
 
     @property
     def compression_applied(self) -> bool:

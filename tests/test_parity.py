@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from dycoke_edge import Compression, Message, Sampling, VideoLLM
 from dycoke_edge.runtime import visual
-from dycoke_edge.runtime.loop import Prompt, Step
+from dycoke_edge.runtime.loop import Prompt
+from dycoke_edge.runtime.step import Step
 from tests import lively, reference
 
 TOKENS = 64

@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-INTS = (
-    "token position origin num_visual num_active num_text step keep num_keep first one_shot turned refreshed swaps"
-).split()
+INTS = [
+    "token",
+    "position",
+    "origin",
+    "num_visual",
+    "num_active",
+    "num_text",
+    "step",
+    "keep",
+    "num_keep",
+    "first",
+    "one_shot",
+    "turned",
+    "refreshed",
+    "swaps",
+]
 STATE = np.dtype([*((name, np.int32) for name in INTS), ("threshold", np.float32), ("reserved", np.int32)])
 RECORD = np.dtype(
     [(name, np.int32) for name in ("token", "active", "refreshed", "swaps", "finite", "step")]
