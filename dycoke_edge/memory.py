@@ -42,7 +42,7 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
 
 def _needed(bundle: Bundle, num_frames: int, rows: int) -> dict[str, int]:
     """Bytes by part. Vision and decoder are not held at the same time unless `resident` is set."""
-    model, chunk = bundle.model, EngineSpec().prefill_chunk
+    model, chunk = bundle.model, EngineSpec().tokens_at_a_time
     element = np.dtype(model.numpy_dtype).itemsize
     parts = {
         "vision_weights": _weights(bundle, "vision"),

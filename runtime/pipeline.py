@@ -48,7 +48,7 @@ class VideoLLM:
         self.engine = engine
         self.spec = spec
         self.text = Text(bundle)
-        self.layers: Layers = GraphLayers(bundle.model, engine, bundle.embed_tokens(), spec.prefill_chunk)
+        self.layers: Layers = GraphLayers(bundle.model, engine, bundle.embed_tokens(), spec.tokens_at_a_time)
         self.kv = self.layers.new_kv(spec.kv_capacity)
         self._decoder = Decoder(self.layers, self.kv)
         self._lives: WeakSet[LiveVideo] = WeakSet()
