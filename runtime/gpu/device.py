@@ -21,11 +21,15 @@ Argument: TypeAlias = "ctypes.c_void_p | ctypes.c_int32 | ctypes.c_int64 | ctype
 ALIGNMENT = 512  # bytes: what every allocation starts at a multiple of
 
 
+def megabytes(nbytes: int) -> str:
+    """As an error text says it."""
+    return f"{nbytes / 2**20:.0f} MiB"
+
+
 def out_of_memory(nbytes: int, free: int, total: int) -> EngineError:
     """The error of an allocation that does not fit."""
-    needed, left, all_of_it = (f"{number / 2**20:.0f} MiB" for number in (nbytes, free, total))
     return EngineError(
-        f"GPU memory is out: {needed} more are needed, {left} of {all_of_it} are free; "
+        f"GPU memory is out: {megabytes(nbytes)} more are needed, {megabytes(free)} of {megabytes(total)} are free; "
         "use a smaller --kv-capacity or --vision-batch, or end other programs on the GPU"
     )
 

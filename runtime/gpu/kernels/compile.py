@@ -1,7 +1,7 @@
 """Makes kernels.ptx from the .cu files: `python -m dycoke_edge.runtime.gpu.kernels.compile`. Needs no GPU.
 
-NVRTC 12.2, because a driver reads PTX of its own CUDA version and older, and JetPack 6.0 has 12.2; for compute_80, because
-drivers compile that for every newer GPU: Orin, Hopper, Thor. Nobody who only runs the package needs this.
+NVRTC 12.2, because a driver reads PTX of its own CUDA version and older, and JetPack 6.0 has 12.2; for compute_80,
+because drivers compile that for every newer GPU: Orin, Hopper, Thor. Nobody who only runs the package needs this.
 """
 
 from __future__ import annotations

@@ -1,0 +1,186 @@
+"""CudaDevice: the Device protocol on a real GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.errors import EngineError
+from dycoke_edge.runtime.gpu.context import Context
+from dycoke_edge.runtime.gpu.cublas import WORKSPACE, CuBlas, find_library
+from dycoke_edge.runtime.gpu.device import Argument, out_of_memory
+from dycoke_edge.runtime.gpu.driver import Driver
+from dycoke_edge.runtime.gpu.work import CudaEvent, CudaGraph, CudaLaunch
+
+Array = NDArray[Any]
+PTX = Path(__file__).parent / "kernels" / "kernels.ptx"
+NON_BLOCKING = 1  # a stream that does not wait for the default stream, nor the default stream for it
+PORTABLE = 1  # pinned memory that every context knows as such
+OUT_OF_MEMORY = 2
+MAX_SHARED = 48 << 10  # bytes that every kernel may use unasked
+
+
+class CudaDevice:
+    """One GPU and a stream of our own. May be used from any thread, by one at a time."""
+
+    def __init__(self, index: int = 0, driver: Driver | None = None) -> None:
+        """EngineError that says what is missing and how to get it. Tests give a driver."""
+        self._driver = driver or Driver()
+        self._context = Context(self._driver, index)
+        self._call, self._quietly = self._context.call, self._context.quietly
+        self._stream = self._call("cuStreamCreate", NON_BLOCKING)
+        self._free_at_start, self.total_bytes = self._call("cuMemGetInfo")
+        self._sizes: dict[int, int] = {}
+        self._peak = 0
+        self._module: Any = None
+        self._functions: dict[str, Any] = {}
+        self._cublas: CuBlas | None = None
+        self._recording = False
+        self._describe(index)
+
+    def _describe(self, index: int) -> None:
+        attribute = self._context.attribute
+        self.index, self.stream = index, int(self._stream)
+        self.name = self._call("cuDeviceGetName", 256, self._context.gpu).split(b"\0")[0].decode()
+        self.compute_capability = attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")
+        self.multiprocessors = attribute("MULTIPROCESSOR_COUNT")
+        kilohertz, bits = attribute("MEMORY_CLOCK_RATE"), attribute("GLOBAL_MEMORY_BUS_WIDTH")
+        self.bandwidth = 2 * 1e3 * kilohertz * bits / 8 or None  # two transfers a clock
+
+    # Memory
+
+    @property
+    def bytes_in_use(self) -> int:
+        """As in Device. What other programs took or gave back since is in it too: CUDA does not tell them apart."""
+        free, _ = self._call("cuMemGetInfo")
+        return max(sum(self._sizes.values()), self._free_at_start - free)
+
+    def take_peak_bytes(self) -> int:
+        """As in Device. Libraries' memory is seen when we allocate and now, not in between."""
+        now = self.bytes_in_use
+        peak, self._peak = max(self._peak, now), now
+        return peak
+
+    def alloc(self, nbytes: int) -> int:
+        """As in Device."""
+        assert nbytes > 0 and not self._recording
+        self._context.enter()
+        status, new = self._driver.module.cuMemAlloc(nbytes)
+        if status == OUT_OF_MEMORY:
+            raise out_of_memory(nbytes, *self._call("cuMemGetInfo"))
+        if status != 0:
+            self._driver.fail("cuMemAlloc", status)
+        address = int(new)
+        self._sizes[address] = nbytes
+        self.zero(address, nbytes)
+        self._peak = max(self._peak, self.bytes_in_use)
+        return address
+
+    def free(self, address: int) -> None:
+        """As in Device."""
+        if self._sizes.pop(address, None) is not None:
+            self._quietly("cuMemFree", address)
+
+    def zero(self, address: int, nbytes: int) -> None:
+        """As in Device."""
+        self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
+
+    def upload(self, address: int, array: Array) -> None:
+        """As in Device. Waits: where a GPU reads pageable memory by itself, a copy returns before it has read."""
+        assert array.flags.c_contiguous
+        self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
+        self.synchronize()
+
+    def download(self, address: int, array: Array) -> None:
+        """As in Device."""
+        self.download_async(address, array)
+        self.synchronize()
+
+    def download_async(self, address: int, array: Array) -> None:
+        """As in Device."""
+        assert array.flags.c_contiguous and array.flags.writeable
+        self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
+
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """As in Device."""
+        self._call("cuMemcpyDtoDAsync", to, source, nbytes, self._stream)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """As in Device."""
+        address = int(self._call("cuMemHostAlloc", nbytes, PORTABLE))
+        ctypes.memset(address, 0, nbytes)
+        memory = (ctypes.c_uint8 * nbytes).from_address(address)
+        weakref.finalize(memory, self._quietly, "cuMemFreeHost", address).atexit = False
+        return np.ctypeslib.as_array(memory)
+
+    # Work
+
+    def kernel(
+        self, name: str, grid: int | tuple[int, int, int], block: int, *args: Argument, shared: int = 0
+    ) -> CudaLaunch:
+        """As in Device. The first one compiles kernels.ptx for this GPU; the driver keeps the result on disk."""
+        assert 0 < block <= 1024 and block % 32 == 0 and shared <= MAX_SHARED
+        blocks = grid if isinstance(grid, tuple) else (grid, 1, 1)
+        return CudaLaunch(self._context, self._function(name), (*blocks, block, 1, 1, shared, self._stream), args)
+
+    def gemm(self, *args: Any, **kwargs: Any) -> None:
+        """As in Device. The first one takes 32 MiB of workspace, and so must come before capture."""
+        self._context.enter()
+        if self._cublas is None:
+            self._cublas = CuBlas(find_library(self._driver.version), self.stream, self.alloc(WORKSPACE))
+        try:
+            self._cublas.gemm(*args, **kwargs)
+        except EngineError:
+            self.synchronize()  # cuBLAS does not say that the context is lost: if it is, that is the error
+            raise
+
+    @contextmanager
+    def capture(self) -> Iterator[CudaGraph]:
+        """As in Device."""
+        graph = CudaGraph(self._context, self._stream)
+        graph.begin()
+        self._recording = True
+        try:
+            yield graph
+        except BaseException:
+            graph.discard()
+            raise
+        finally:
+            self._recording = False
+        graph.finish()
+
+    def record(self) -> CudaEvent:
+        """As in Device."""
+        return CudaEvent(self._context, self._stream)
+
+    def synchronize(self) -> None:
+        """As in Device."""
+        self._call("cuStreamSynchronize", self._stream)
+
+    def close(self) -> None:
+        """As in Device."""
+        if self._context.closed:
+            return
+        self._quietly("cuStreamSynchronize", self._stream)
+        if self._cublas and not self._driver.lost:
+            self._cublas.close()
+        for address in tuple(self._sizes):
+            self.free(address)
+        if self._module:
+            self._quietly("cuModuleUnload", self._module)
+        self._quietly("cuStreamDestroy", self._stream)
+        self._context.close()
+
+    def _function(self, name: str) -> Any:
+        if self._module is None:
+            self._module = self._call("cuModuleLoadData", PTX.read_bytes() + b"\0")
+        if name not in self._functions:
+            self._functions[name] = self._call("cuModuleGetFunction", self._module, name.encode())
+        return self._functions[name]
