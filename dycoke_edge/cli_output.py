@@ -20,7 +20,7 @@ from rich.table import Table
 from dycoke_edge.bundle import Manifest
 
 if TYPE_CHECKING:
-    from dycoke_edge.export.parity import Parity
+    from dycoke_edge.parity import Parity
     from dycoke_edge.runtime.camera.events import Event
     from dycoke_edge.runtime.pipeline import Piece
 

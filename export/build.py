@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,12 @@ from dycoke_edge.errors import BundleError, UsageError
 from dycoke_edge.export import tokenizer
 from dycoke_edge.export.checkpoint import Checkpoint
 from dycoke_edge.export.decoder import write_decoders
-from dycoke_edge.export.parity import Parity, ParityCheck, refuse_bad
+from dycoke_edge.export.parity import ParityCheck, refuse_bad
 from dycoke_edge.export.shipped import named
 from dycoke_edge.export.vision import load_vision, write_merge, write_vision
+from dycoke_edge.parity import Parity
+from dycoke_edge.partial import partial
 
-ALMOST_FULL = 1 << 20  # bytes
 Progress = Callable[[str, float], None]  # what is done now, share of the whole in 0..1
 
 
@@ -48,7 +46,8 @@ def export(
     checkpoint = Checkpoint(named(model_dir))
     model = checkpoint.spec(spec.dtype, spec.split_layer)
     ratios = _merge_ratios(spec)
-    with _partial(target) as folder:
+    with partial(target, "export", "choose another BUNDLE") as folder:
+        (folder / "onnx").mkdir()
         _check_room(folder, checkpoint, model)
         tokens = tokenizer.write(folder, checkpoint)
         _write(folder, checkpoint, model, ratios, on_progress, on_parity)
@@ -66,56 +65,6 @@ def _merge_ratios(spec: ExportSpec) -> tuple[float, ...]:
         if abs(ratio * 100 - round(ratio * 100)) > 1e-9:
             raise UsageError(f"merge_ratio={ratio} (--merge-ratio) must have two decimals at most, e.g. 0.7")
     return tuple(sorted({round(ratio, 2) for ratio in spec.merge_ratio}))
-
-
-@contextmanager
-def _partial(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target: gone after any failure, even the leftover of a killed run.
-
-    Folders above the target are made, and on failure removed again.
-    """
-    folder = target.with_name(f".{target.name}.partial")
-    made = [parent for parent in folder.parents if not os.path.lexists(parent)]
-    lock = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder, target)
-        _empty(folder)
-        (folder / "onnx").mkdir()
-        yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and _full(folder)):
-            raise BundleError(f"disk full while writing {target}; free some space or choose another BUNDLE") from None
-        raise BundleError(f"cannot write {target}: {error.strerror or error}; choose another BUNDLE") from None
-    finally:
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-        with suppress(OSError):  # the first that is not empty ends it, after a success the nearest
-            for parent in made:
-                parent.rmdir()
-
-
-def _lock(folder: Path, target: Path) -> int:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UsageError(f"another export is writing {target}; wait for it or choose another BUNDLE") from None
-    return lock
-
-
-def _empty(folder: Path) -> None:
-    """Remove what a killed export left."""
-    for leftover in folder.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-
-def _full(folder: Path) -> bool:
-    """For errors without a number, such as those of numpy's writer."""
-    return shutil.disk_usage(folder).free < ALMOST_FULL
 
 
 def _check_room(folder: Path, checkpoint: Checkpoint, model: ModelSpec) -> None:

@@ -8,58 +8,24 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
 from dycoke_edge import contract
-from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import BundleError
 from dycoke_edge.export.checkpoint import TORCH_DTYPE, Checkpoint
 from dycoke_edge.export.vision import Merge, VisionEncoder
+from dycoke_edge.parity import CACHED, NEW, TOLERANCE, Parity, compare, run_on_cpu, worst_of
 
-TOLERANCE: dict[DType, float] = {"fp32": 1e-4, "fp16": 2e-2}  # relative; measured 2e-6 (0.5B shape) and 1e-3 (tiny)
-CACHED, NEW = 24, 5  # rows of the decoder check: S and T
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far one output is from torch: max |a-b|, that over max |b|, and how often the last axis' argmax agrees."""
-
-    graph: str
-    output: str
-    max_abs: float
-    relative: float
-    argmax: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Within tolerance; NaN is not."""
-        return self.relative <= self.tolerance
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "ok": self.ok}
-
-
-def compare(graph: str, output: str, got: Array, want: torch.Tensor, tolerance: float) -> Parity:
-    """Measure one output."""
-    a, b = got.astype(np.float64), want.detach().double().numpy()
-    assert a.shape == b.shape, (graph, output, a.shape, b.shape)
-    error = float(np.abs(a - b).max(initial=0.0))
-    scale = float(np.abs(b).max(initial=0.0)) or 1.0
-    agree = float((a.argmax(-1) == b.argmax(-1)).mean()) if a.size else 1.0
-    return Parity(graph, output, error, error / scale, agree, tolerance)
 
 
 class ParityCheck:
@@ -122,28 +88,14 @@ class ParityCheck:
         return float(newline.std()) or 1.0
 
     def _parity(self, graph: str, output: str, got: Array, want: torch.Tensor) -> Parity:
-        return compare(graph, output, got, want, self.tolerance)
+        return compare(graph, output, got, want.detach().double().numpy(), self.tolerance)
 
     def _run(self, graph: str, feeds: dict[str, Array]) -> list[Array]:
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.disable_prepacking", "1")  # keeps weights mapped: 7B fits
-        options.enable_cpu_mem_arena = False
-        if self.spec.dtype == "fp16":  # computed in fp32: cast each weight when it is used, not all at once
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-        options.log_severity_level = 3
-        path = self.folder / f"{graph}.onnx"
         try:
-            session = onnxruntime.InferenceSession(
-                str(path),
-                options,
-                providers=["CPUExecutionProvider"],
-            )
-            outputs: list[Array] = session.run(None, feeds)
+            return run_on_cpu(self.folder / f"{graph}.onnx", feeds, self.spec.dtype)
         except Exception as error:  # onnxruntime raises a class of its own per status code
             reason = " ".join(str(error).split())[:300]
             raise BundleError(f"onnxruntime cannot run {graph}.onnx: {reason}; please report this model") from None
-        return outputs
 
 
 @dataclass
@@ -224,9 +176,8 @@ def _cached(cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 def refuse_bad(results: list[Parity]) -> None:
     """BundleError naming the worst output if any is out of tolerance."""
-    bad = [result for result in results if not result.ok]
-    if bad:
-        worst = max(bad, key=lambda result: np.nan_to_num(result.relative, nan=np.inf))
+    worst = worst_of(results)
+    if worst is not None:
         raise BundleError(
             f"{worst.graph}: {worst.output} differs from torch by {worst.relative:.2g} relative, "
             f"more than {worst.tolerance:g}; no bundle was written, please report this model"

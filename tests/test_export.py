@@ -24,7 +24,7 @@ from dycoke_edge.config import ExportSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.export.build import export
 from dycoke_edge.export.checkpoint import Checkpoint, canonical
-from dycoke_edge.export.parity import Parity
+from dycoke_edge.parity import Parity
 from tests import lively
 from tests.commands import ROOT, here
 
