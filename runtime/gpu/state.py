@@ -5,20 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 INTS = [
-    "token",
-    "position",
-    "origin",
-    "num_visual",
-    "num_active",
-    "num_text",
-    "step",
-    "keep",
-    "num_keep",
-    "first",
-    "one_shot",
-    "turned",
-    "refreshed",
-    "swaps",
+    *("token", "position", "origin", "num_visual", "num_active", "num_text", "step", "keep", "num_keep"),
+    *("first", "one_shot", "turned", "refreshed", "swaps"),
 ]
 STATE = np.dtype([*((name, np.int32) for name in INTS), ("threshold", np.float32), ("reserved", np.int32)])
 RECORD = np.dtype(
@@ -27,3 +15,4 @@ RECORD = np.dtype(
 )
 PART = np.dtype([("most", np.float32), ("total", np.float32)])
 KEEP = {"off": 0, "paper": 1, "official": 2}
+OFFSETS = {name: int(place[1]) for name, place in (STATE.fields or {}).items()}

@@ -2,9 +2,10 @@
 #include "state.cuh"
 #include "vectors.cuh"
 
-// to [columns, rows] = from [rows, columns]. Blocks of 256 threads, a tile of 32 x 32 each.
+// to [columns, rows] = from [rows, columns]; a row of `to` is `stride` elements long. Blocks of 256 threads, a tile of
+// 32 x 32 each.
 template <class T>
-DEVICE void transpose(const T* from, T* to, int rows, int columns) {
+DEVICE void transpose(const T* from, T* to, int rows, int columns, int stride) {
   __shared__ T tile[32][33];
   int x = threadIdx.x % 32, y = threadIdx.x / 32;
   for (int j = y; j < 32; j += 8) {
@@ -14,7 +15,7 @@ DEVICE void transpose(const T* from, T* to, int rows, int columns) {
   __syncthreads();
   for (int j = y; j < 32; j += 8) {
     int row = blockIdx.x * 32 + j, column = blockIdx.y * 32 + x;
-    if (row < columns && column < rows) to[(long long)row * rows + column] = tile[x][j];
+    if (row < columns && column < rows) to[(long long)row * stride + column] = tile[x][j];
   }
 }
 
@@ -33,8 +34,8 @@ DEVICE void rotate(T* keys, const float* cosine, const float* sine, int groups, 
 }
 
 #define MOVES(T, suffix)                                                                                      \
-  extern "C" __global__ void KERNEL(transpose_##suffix)(const T* from, T* to, int rows, int columns) {        \
-    transpose(from, to, rows, columns);                                                                       \
+  extern "C" __global__ void KERNEL(transpose_##suffix)(const T* from, T* to, int rows, int columns, int stride) { \
+    transpose(from, to, rows, columns, stride);                                                                       \
   }                                                                                                           \
   extern "C" __global__ void KERNEL(rotate_##suffix)(T* keys, const float* cosine, const float* sine,         \
                                                      int groups, int dim, long long stride) {                 \

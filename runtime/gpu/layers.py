@@ -1,0 +1,120 @@
+"""The decoder's layers as kernels of our own, over KV buffers in a GPU's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.bundle import Bundle
+from dycoke_edge.config import Compression, Sampling
+from dycoke_edge.runtime.gpu.decode import DecodeScratch, DecodeStep
+from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.prefill import Prefill
+from dycoke_edge.runtime.gpu.records import not_finite
+from dycoke_edge.runtime.gpu.rows import DeviceRows
+from dycoke_edge.runtime.gpu.state import KEEP
+from dycoke_edge.runtime.gpu.weights import Weights
+from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.layers import rope_frequencies
+from dycoke_edge.runtime.sampling import Sampler
+from dycoke_edge.runtime.step import Side, Step
+
+Array = NDArray[Any]
+AHEAD = 2  # steps that the GPU may have begun before the host has read the first of them
+
+
+class KernelLayers:
+    """Weights and scratch memory on the GPU, shared by every KV buffer of a model.
+
+    `captured` makes a decode step one launch; otherwise its kernels are launched one by one, with the same tokens.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, chunk: int, captured: bool) -> None:
+        self.spec, self.device, self.captured = bundle.model, device, captured
+        self.embed: Array = bundle.embed_tokens()
+        self.inverse = rope_frequencies(self.spec)
+        inverse = DeviceArray.of(device, self.inverse)
+        self.weights = Weights(device, bundle)
+        self._prefill = Prefill(device, self.weights, inverse, min(chunk, self.spec.max_positions))
+        self._scratch = DecodeScratch(device, self.weights, inverse)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """fp32 [1, V] of the last token computed; waits. EngineError if they are not finite."""
+        self._scratch.logits_of(self._prefill.x)()
+        logits: NDArray[np.float32] = self._scratch.logits.numpy()[None]
+        if not np.isfinite(logits.max()):
+            raise not_finite()
+        return logits
+
+    def new_kv(self, capacity: int) -> KVBuffer:
+        """A buffer in the GPU's memory."""
+        return KVBuffer(self.spec, capacity, DeviceRows(self.device, self.spec, capacity))
+
+    def reserve(self, kv: KVBuffer) -> None:
+        """Scratch memory for prefill grows with what is computed."""
+
+    def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
+        """Cut `total` tokens into chunks, smaller ones behind many cached rows."""
+        start = 0
+        while start < total:
+            size = min(self._prefill.tokens_at_a_time(kv.shallow.stop - kv.shallow.start), total - start)
+            yield slice(start, start + size)
+            start += size
+
+    def forward(self, kv: KVBuffer, embeds: Array | DeviceArray, positions: NDArray[np.integer], side: Side) -> None:
+        """Compute tokens, embeds [T, E] on the host or on this GPU, and add their rows to a side of the buffer."""
+        count = len(embeds)
+        rows = kv.left(count) if side == "left" else kv.right(count)
+        self._prefill.run(kv, embeds, positions, rows)
+        grow = kv.grow_left if side == "left" else kv.grow_right
+        grow(count)
+
+    def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
+        """Tokens. Greedy ones are computed ahead of being read, so that the GPU never waits for the host."""
+        choosing = compression.prune_ratio > 0 and kv.num_visual > 0 and not kv.freed
+        step, sampler, most = self._step(kv, choosing), Sampler(sampling), sampling.max_new_tokens
+        self._begin(step, kv, position, compression, choosing)
+        greedy, first = sampling.temperature == 0, step.records.count
+        step.first(self._prefill.x)
+        for read in range(most):
+            while step.records.count - first < min(most, read + 1 + (AHEAD if greedy else 0)):
+                step.next(self.captured)
+            record = step.records.wait(first + read)
+            if read:
+                kv.grow_right(1)
+                kv.num_active = int(record["active"])
+                kv.freed |= choosing and compression.free_parked
+            token = int(record["token"])
+            if not greedy:  # drawn on the host, then told to the GPU
+                token = sampler(self._scratch.logits.numpy())
+                step.records.tell("token", token)
+            yield Step(token, kv.num_active, bool(record["refreshed"]), int(record["swaps"]), None)
+
+    def _begin(self, step: DecodeStep, kv: KVBuffer, position: int, compression: Compression, choosing: bool) -> None:
+        """Tell the GPU where it stands."""
+        assert isinstance(kv.rows, DeviceRows)
+        if choosing:
+            kv.rows.decide(kv.slot[: kv.num_visual])
+        step.records.begin(
+            position=position,
+            origin=kv.origin,
+            num_visual=kv.num_visual,
+            num_active=kv.num_active,
+            num_text=kv.num_text,
+            keep=KEEP[compression.mode if choosing else "off"],
+            num_keep=int(kv.num_visual * (1 - compression.prune_ratio)),
+            first=1,
+            one_shot=compression.free_parked,
+            threshold=compression.refresh_threshold,
+        )
+
+    def _step(self, kv: KVBuffer, choosing: bool) -> DecodeStep:
+        assert isinstance(kv.rows, DeviceRows)
+        if choosing not in kv.rows.steps:
+            kv.rows.steps[choosing] = DecodeStep(self._scratch, kv.rows, choosing)
+        step: DecodeStep = kv.rows.steps[choosing]
+        return step

@@ -1,0 +1,142 @@
+"""Many tokens through the decoder's layers: matrix products by a library, everything between them by our kernels."""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int32, c_int64
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
+from dycoke_edge.runtime.gpu.weights import Layer, Weights, suffix
+from dycoke_edge.runtime.kv import KVBuffer
+
+BLOCK = 256
+SCORE_BYTES = 256 << 20  # of attention scores at a time: a chunk shrinks behind many cached rows
+
+
+class Prefill:
+    """Runs chunks of tokens. The last token of a chunk ends in `x`, from which logits are made when wanted.
+
+    The last layer computes only what is read of it: K and V of every token, the rest of the last one.
+    """
+
+    def __init__(self, device: Device, weights: Weights, inverse: DeviceArray, chunk: int) -> None:
+        spec = weights.spec
+        self.device, self.weights, self.spec, self.chunk, self._inverse = device, weights, spec, chunk, inverse
+        self.dtype: np.dtype[Any] = np.dtype(spec.numpy_dtype)
+        self.heads, self.groups, self.dim = spec.num_heads, spec.kv_heads, spec.head_dim
+        self.width = (self.heads + 2 * self.groups) * self.dim
+
+        def scratch(columns: int, dtype: Any = self.dtype) -> DeviceArray:
+            return DeviceArray.empty(device, (chunk, columns), dtype)
+
+        self.embeds, self.normed = scratch(spec.hidden_size), scratch(spec.hidden_size)
+        self.qkv, self.context = scratch(self.width), scratch(self.heads * self.dim)
+        self.both, self.act = scratch(2 * weights.intermediate), scratch(weights.intermediate)
+        self.hidden = scratch(spec.hidden_size, np.float32)
+        self.positions = DeviceArray.empty(device, (chunk,), np.int32)
+        self.x = self.hidden[0]
+        self._scores = DeviceArray.empty(device, (1,), np.float32)
+
+    def tokens_at_a_time(self, rows: int) -> int:
+        """Largest chunk behind `rows` cached rows whose scores, fp32 [H, T, S+T], fit."""
+        per_head = SCORE_BYTES // (4 * self.heads)
+        fit = int((-rows + (rows * rows + 4 * per_head) ** 0.5) / 2)
+        return max(1, min(self.chunk, fit))
+
+    def run(
+        self, kv: KVBuffer, embeds: NDArray[Any] | DeviceArray, positions: NDArray[np.integer], rows: slice
+    ) -> None:
+        """embeds [T, E] at positions [T] into `rows`, which lie at an end of kv.shallow."""
+        count = len(embeds)
+        self.embeds[:count] = embeds
+        self.positions[:count] = positions.astype(np.int32)
+        self._reserve(count, kv.capacity)
+        size = self.embeds[:count].size
+        self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
+        *others, last = enumerate(self.weights.layers)
+        whole, end = slice(0, count), slice(count - 1, count)
+        for index, layer in others:
+            self._rows(kv, index, layer, count, rows)
+            self._attend(kv, index, whole, rows)
+            self._finish(layer, whole)
+        index, layer = last
+        self._rows(kv, index, layer, count, rows)
+        self._attend(kv, index, end, rows)
+        self._finish(layer, end)
+        self.x = self.hidden[count - 1]
+
+    def _rows(self, kv: KVBuffer, index: int, layer: Layer, count: int, rows: slice) -> None:
+        """Queries into `qkv`, keys and values into their rows of the buffer."""
+        self._norm(layer.input_norm, slice(0, count))
+        self._product(self.normed, layer.qkv, self.qkv, count)
+        keys, values = kv.keys(index, rows), kv.values(index, rows)
+        sizes = c_int32(self.heads), c_int32(self.groups), c_int32(self.dim)
+        self._launch("rope_rows", count, self.qkv, layer.bias, self.positions, self._inverse, keys, values, *sizes)
+
+    def _attend(self, kv: KVBuffer, index: int, tokens: slice, rows: slice) -> None:
+        """Context of the new tokens in `rows`, or of the last of them: they see all that is cached and, of the new
+        ones, those up to their own."""
+        cached = kv.deep if index >= self.spec.split_layer else kv.shallow
+        assert rows.start in (cached.stop, cached.start - (rows.stop - rows.start)), "one slice holds them all"
+        seen = slice(min(cached.start, rows.start), max(cached.stop, rows.stop))
+        count, columns, group = tokens.stop - tokens.start, seen.stop - seen.start, self.heads // self.groups
+        new_at = 0 if count == 1 else rows.start - seen.start  # one token sees everything
+        keys, values = kv.keys(index, seen), kv.values(index, seen)
+        queries, context = self.qkv[tokens], self.context[tokens]
+        row, per_group = self.groups * self.dim, group * self.dim
+        element, area = self.dtype.itemsize, count * columns
+        for head in range(group):  # one product serves the same head of every group: its batch is the groups
+            self.device.gemm(
+                *(count, columns, self.dim),
+                *(queries.address + head * self.dim * element, self.width, keys.address, row),
+                *(self._scores.address + 4 * head * self.groups * area, columns),
+                **{"transpose_b": True, "dtype": self.dtype, "out_dtype": np.float32, "batch": self.groups},
+                **{"stride_a": per_group, "stride_b": self.dim, "stride_c": area},
+            )
+        grid = (count, self.heads, 1)
+        self._launch("softmax_rows", grid, self._scores, c_int32(columns), c_int32(new_at))
+        narrow = 4 // element  # a row of probabilities begins where the row of scores did
+        for head in range(group):
+            self.device.gemm(
+                *(count, self.dim, columns),
+                *(self._scores.address + 4 * head * self.groups * area, columns * narrow, values.address, row),
+                *(context.address + head * self.dim * element, self.heads * self.dim),
+                **{"dtype": self.dtype, "batch": self.groups},
+                **{"stride_a": area * narrow, "stride_b": self.dim, "stride_c": per_group},
+            )
+
+    def _finish(self, layer: Layer, tokens: slice) -> None:
+        """What comes after attention: out, norm, MLP, both added to `hidden`."""
+        count, inner = tokens.stop - tokens.start, self.weights.intermediate
+        self._product(self.context[tokens], layer.out, self.hidden[tokens], count, 1.0)
+        self._norm(layer.post_norm, tokens)
+        self._product(self.normed, layer.gate_up, self.both, count)
+        self._launch("silu_rows", (-(-inner // BLOCK), count, 1), self.both, self.act, c_int32(inner))
+        self._product(self.act, layer.down, self.hidden[tokens], count, 1.0)
+
+    def _norm(self, gain: DeviceArray, tokens: slice) -> None:
+        """`normed` from some rows of `hidden`, at its beginning."""
+        count, eps = tokens.stop - tokens.start, c_float(self.weights.rms_eps)
+        self._launch("norm_rows", count, self.hidden[tokens], gain, eps, self.normed, c_int32(self.spec.hidden_size))
+
+    def _product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, count: int, beta: float = 0.0) -> None:
+        """out [T, outputs] = x [T, inputs] matrix^T + beta out."""
+        outputs, inputs = matrix.shape
+        self.device.gemm(
+            *(count, outputs, inputs, x.address, inputs, matrix.address, inputs, out.address, outputs),
+            **{"transpose_b": True, "beta": beta, "dtype": self.dtype, "out_dtype": out.dtype},
+        )
+
+    def _reserve(self, count: int, capacity: int) -> None:
+        most = max(self.heads * count * (capacity + count), 1)
+        fit = max(SCORE_BYTES // 4, self.heads * (capacity + 1))
+        if self._scores.size < min(most, fit):
+            self._scores = DeviceArray.empty(self.device, (1,), np.float32)  # gives the old ones back first
+            self._scores = DeviceArray.empty(self.device, (min(most, fit),), np.float32)
+
+    def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
+        plain = [arg.pointer if isinstance(arg, DeviceArray) else arg for arg in args]
+        self.device.kernel(f"{name}_{suffix(self.dtype)}", grid, BLOCK, *plain)()
