@@ -36,7 +36,8 @@ class EmulatedDevice:
 
     def __init__(self, total_bytes: int = 1 << 30, order: int = 0, kernels: ctypes.CDLL | None = None) -> None:
         self.name, self.index, self.compute_capability, self.multiprocessors = "emulated", 0, (8, 7), 4
-        self.total_bytes, self.bandwidth, self.stream = total_bytes, 1e9, 1
+        self.bandwidth: float | None = 1e9
+        self.total_bytes, self.stream = total_bytes, 1
         self.order = order
         self.launches = 0  # kernels and graphs launched, for tests that count
         self._library = kernels or project_kernels()
@@ -267,15 +268,17 @@ class _Graph:
     def __init__(self, device: EmulatedDevice) -> None:
         self.work: list[Callable[[], object]] = []
         self._device = device
+        self._closed = False
 
     def launch(self) -> None:
+        assert not self._closed
         self._device._must_not_record("launch of a graph")
         self._device.launches += 1
         for do in self.work:
             do()
 
     def close(self) -> None:
-        self.work = []
+        self._closed = True
 
 
 class _Event:

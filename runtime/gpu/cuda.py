@@ -30,8 +30,8 @@ MAX_SHARED = 48 << 10  # bytes that every kernel may use unasked
 class CudaDevice:
     """One GPU and a stream of our own. May be used from any thread, by one at a time."""
 
-    def __init__(self, index: int = 0, driver: Driver | None = None) -> None:
-        """EngineError that says what is missing and how to get it. Tests give a driver."""
+    def __init__(self, index: int = 0, driver: Driver | None = None, ptx: Path = PTX) -> None:
+        """EngineError that says what is missing and how to get it. Tests give a driver and other kernels."""
         self._driver = driver or Driver()
         self._context = Context(self._driver, index)
         self._call, self._quietly = self._context.call, self._context.quietly
@@ -39,6 +39,7 @@ class CudaDevice:
         self._free_at_start, self.total_bytes = self._call("cuMemGetInfo")
         self._sizes: dict[int, int] = {}
         self._peak = 0
+        self._ptx = ptx
         self._module: Any = None
         self._functions: dict[str, Any] = {}
         self._cublas: CuBlas | None = None
@@ -60,7 +61,7 @@ class CudaDevice:
     def bytes_in_use(self) -> int:
         """As in Device. What other programs took or gave back since is in it too: CUDA does not tell them apart."""
         free, _ = self._call("cuMemGetInfo")
-        return max(sum(self._sizes.values()), self._free_at_start - free)
+        return max(sum(self._sizes.values()), int(self._free_at_start - free))
 
     def take_peak_bytes(self) -> int:
         """As in Device. Libraries' memory is seen when we allocate and now, not in between."""
@@ -180,7 +181,7 @@ class CudaDevice:
 
     def _function(self, name: str) -> Any:
         if self._module is None:
-            self._module = self._call("cuModuleLoadData", PTX.read_bytes() + b"\0")
+            self._module = self._call("cuModuleLoadData", self._ptx.read_bytes() + b"\0")
         if name not in self._functions:
             self._functions[name] = self._call("cuModuleGetFunction", self._module, name.encode())
         return self._functions[name]

@@ -1,12 +1,13 @@
 // Runs a kernel: the threads of a block as fibers on this one thread of the CPU, blocks one after another.
-#include <csetjmp>
-#include <csignal>
-#include <cstdio>
-#include <random>
-#include <algorithm>
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
 
 #include "cuda_on_cpu.h"
 
@@ -41,6 +42,7 @@ unsigned order;  // 0: threads in order; 1: last first; else the seed of a shuff
 std::minstd_rand dice;
 
 [[noreturn]] void fail(const char *what) {
+    if (error[0]) _longjmp(caller, 1);  // what was noted first is the cause
     const Three &at = running->place, &in = block.index;
     snprintf(error, sizeof error, "kernel %s: %s (block %u,%u,%u thread %u)", kernel->name, what, in.x, in.y, in.z, at.x);
     _longjmp(caller, 1);
@@ -261,6 +263,18 @@ void run_grid() {
     run_next();
 }
 
+// Notes what was written there, if nothing worse is noted yet, and makes it as it was.
+void check_tails(const Tail *tails, int number) {
+    if (_setjmp(caller)) return;  // it was freed meanwhile
+    for (int i = 0; i < number; ++i)
+        for (int j = 0; j < tails[i].length; ++j) {
+            if (tails[i].start[j] != 0xa5 && !error[0])
+                snprintf(error, sizeof error, "kernel %s: wrote past the end of a memory it was given, byte %d after it",
+                         kernel->name, j);
+            tails[i].start[j] = 0xa5;
+        }
+}
+
 }  // namespace
 }  // namespace cuda_on_cpu
 
@@ -283,17 +297,9 @@ EXPORT const char *launch(int number, const unsigned *grid, unsigned threads_a_b
     dice.seed(thread_order);
     block.grid = {grid[0], grid[1], grid[2]}, block.threads = {threads_a_block, 1, 1};
     prepare_dynamic(shared);
-    {
-        Signals ours;
-        run_grid();
-    }
-    for (int i = 0; i < tail_count; ++i)
-        for (int j = 0; j < tails[i].length; ++j) {
-            if (tails[i].start[j] != 0xa5 && !error[0])
-                snprintf(error, sizeof error, "kernel %s: wrote past the end of a memory it was given, byte %d after it",
-                         kernel->name, j);
-            tails[i].start[j] = 0xa5;
-        }
+    Signals ours;
+    run_grid();
+    check_tails(tails, tail_count);
     return error[0] ? error : nullptr;
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ OPTIONS = ("--gpu-architecture=compute_80", "--std=c++17", "--extra-device-vecto
 
 def main() -> None:
     """Write kernels.ptx; EngineError if NVRTC is missing, another, or does not accept a source."""
-    PTX.write_text(compile_sources(), encoding="ascii")
+    PTX.write_text(compile_sources(sources()), encoding="ascii")
 
 
-def compile_sources() -> str:
-    """The PTX text of all .cu files here, as one translation unit."""
+def sources() -> list[Path]:
+    """All .cu files here."""
+    return sorted(HERE.glob("*.cu"))
+
+
+def compile_sources(files: Sequence[Path]) -> str:
+    """The PTX text of .cu files, as one translation unit."""
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
-    source = "".join(f'#include "{path.name}"\n' for path in sorted(HERE.glob("*.cu")))
+    source = "".join(f'#include "{path if path.parent != HERE else path.name}"\n' for path in files)
     _call(nvrtc, "nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
     options = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
     try:
