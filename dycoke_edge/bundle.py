@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from dycoke_edge import contract
+from dycoke_edge.config import Provider
 from dycoke_edge.contract import ModelSpec, WeightTable
 from dycoke_edge.errors import BundleError, UsageError
 
@@ -75,9 +76,13 @@ class Bundle:
         """The model's dimensions."""
         return self.manifest.model
 
-    def graph_path(self, name: str) -> Path:
-        """The file of a graph."""
-        return self.path / "onnx" / f"{name}.onnx"
+    def graph_path(self, name: str, provider: Provider = "cpu") -> Path:
+        """The file of a graph, in the form that is for a provider; BundleError if the bundle lacks that form, as those
+        of 0.1 do."""
+        file = f"onnx/{contract.FORMS.get((name, provider), name)}.onnx"
+        if (name, provider) in contract.FORMS and file not in self.manifest.files:
+            raise BundleError(f"{self.path} has no {file}, which --provider {provider} runs; export again")
+        return self.path / file
 
     def embed_tokens(self) -> NDArray[np.floating]:
         """The embedding table [V+1, E], memory-mapped; its last row is the newline after a video."""

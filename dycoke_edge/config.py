@@ -135,7 +135,9 @@ class EngineSpec(Options):
         None, "prompt tokens computed at a time (default 256 on the CPU, 2048 on a GPU)", 1, 2**14
     )
     vision_batch: int | None = option(None, "frames encoded at a time (default 1 on the CPU, 8 on a GPU)", 1, 1024)
-    resident: bool = option(False, "hold both stages in memory, weights packed: faster, needs almost twice the memory")
+    resident: bool = option(
+        False, "on the CPU, hold both stages in memory, weights packed: faster, needs almost twice the memory"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,6 +150,12 @@ class EngineSpec(Options):
     def on_gpu(self) -> bool:
         """Graphs run on a GPU."""
         return self.provider != "cpu"
+
+    @property
+    def stays(self) -> bool:
+        """Vision and decoder stay in memory between requests; on a GPU always, for loading takes longer than a
+        request."""
+        return self.resident or self.on_gpu
 
     @property
     def decoding(self) -> Decoding:

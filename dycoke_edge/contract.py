@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from dycoke_edge.config import DType
+from dycoke_edge.config import DType, Provider
 from dycoke_edge.dycoke import kept_per_frame
 
 OPSET = 17  # what TensorRT 8.6 to 11 and every ONNX Runtime read alike
@@ -104,6 +104,10 @@ class Graph:
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+# Graphs that an engine runs fast in a form of its own: the same contract, and the same weights in vision.onnx.data
+FORMS: dict[tuple[str, Provider], str] = {("vision", "cuda"): "vision_cuda", ("vision", "tensorrt"): "vision_trt"}
 
 
 def merge_name(merge_ratio: float) -> str:

@@ -23,7 +23,7 @@ from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.bench_result import Result, active, facts
 from dycoke_edge.runtime.board import reset_peak, status_bytes
-from dycoke_edge.runtime.engine import open_engine
+from dycoke_edge.runtime.engine import AnyArray, open_engine
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.power import PowerMeter, total
@@ -84,7 +84,7 @@ class Bench:
         self._sampling = Sampling(max_new_tokens=spec.new_tokens, stop_token_ids=())
         self.question, self.prompt_tokens = question(self.llm, spec.prompt_tokens)
         self._frames = self._read()
-        self._tokens: NDArray[Any] | None = None
+        self._tokens: AnyArray | None = None
         # what peak_host_memory_bytes is; where the peak cannot be reset, it is that of all that ran before, too
         self.host_metric = "vm_hwm_of_stage" if reset_peak() else "vm_hwm_of_process"
 
@@ -226,15 +226,15 @@ class Bench:
             result.watts.append(self._meter.mean(began))
 
     def _make_room(self, graphs: tuple[str, ...]) -> None:
-        """As the runtime does: unless resident, vision and decoder are never in memory together."""
-        for graph in graphs if not self.llm.spec.resident else ():
+        """As the runtime does: unless they stay, vision and decoder are never in memory together."""
+        for graph in graphs if not self.llm.spec.stays else ():
             self._engine.unload(graph)
 
-    def _encode(self) -> NDArray[Any]:
+    def _encode(self) -> AnyArray:
         llm = self.llm
         return visual.encode(llm.bundle, self._engine, self._frames, llm.spec.frames_at_a_time)
 
-    def _encoded(self) -> NDArray[Any]:
+    def _encoded(self) -> AnyArray:
         """Visual tokens [F, N, E] of the frames, encoded once."""
         if self._tokens is None:
             self._make_room(DECODER)

@@ -1,24 +1,28 @@
-"""What runs the graphs. An engine binds memory it is given and allocates no tensor that outlives a call."""
+"""What runs the graphs. An engine binds memory it is given and keeps no tensor that outlives a call."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from dycoke_edge.bundle import Bundle
-from dycoke_edge.config import EngineSpec
+from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.errors import EngineError
+from dycoke_edge.runtime.gpu.device import DeviceArray
 
 Array = NDArray[Any]
+AnyArray: TypeAlias = "NDArray[Any] | DeviceArray"
 
 
 class Engine(Protocol):
     """Runs a bundle's graphs by name on memory of the caller, as `contract` describes them."""
 
-    provider: str
+    provider: Provider
 
     def load(self, graph: str) -> None:
         """Make a graph ready; nothing if it is."""
@@ -26,18 +30,27 @@ class Engine(Protocol):
     def unload(self, graph: str) -> None:
         """Give a graph's memory back; nothing if it is not loaded."""
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Run a graph. Every array must be contiguous and of the contract's dtype; outputs are written in place."""
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+        """Memory where graphs compute: what they read and write there is not copied. Its content is anything."""
+
+    def run(self, graph: str, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
+        """Run a graph. Every array must be contiguous and of the contract's dtype; outputs are written in place, those
+        on the host by the time this returns."""
+
+    def synchronize(self) -> None:
+        """Wait until all that was asked for is done."""
 
 
 class OrtCpuEngine:
     """ONNX Runtime on the CPU, with IO binding on the caller's memory."""
 
-    provider = "cpu"
+    provider: Provider = "cpu"
 
     def __init__(self, bundle: Bundle, spec: EngineSpec) -> None:
         self._bundle = bundle
-        self._options = _session_options(spec)
+        self._options = session_options(spec.threads)
+        if not spec.resident:  # weights stay mapped from the file: a stage opens in 50 ms and closes without a trace
+            self._options.add_session_config_entry("session.disable_prepacking", "1")
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
         self._bindings: dict[str, onnxruntime.IOBinding] = {}
 
@@ -45,11 +58,13 @@ class OrtCpuEngine:
         """Open a graph."""
         if graph in self._sessions:
             return
-        path = self._bundle.graph_path(graph)
+        path = self._bundle.graph_path(graph, self.provider)
         try:
-            session = onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
+            session = self._open(graph, path)
+        except EngineError:
+            raise
         except Exception as error:  # onnxruntime raises a class of its own per status code
-            raise EngineError(f"onnxruntime cannot load {path}: {_line(error)}; export again") from None
+            raise EngineError(f"onnxruntime cannot load {path}: {one_line(error)}; export again") from None
         self._sessions[graph] = session
         self._bindings[graph] = session.io_binding()
 
@@ -58,7 +73,11 @@ class OrtCpuEngine:
         self._bindings.pop(graph, None)
         self._sessions.pop(graph, None)
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+        """Host memory."""
+        return np.empty(shape, dtype)
+
+    def run(self, graph: str, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
         """Run a graph; EngineError if ONNX Runtime fails."""
         self.load(graph)
         binding = self._bindings[graph]
@@ -69,35 +88,43 @@ class OrtCpuEngine:
         try:
             self._sessions[graph].run_with_iobinding(binding)
         except Exception as error:
-            raise EngineError(f"onnxruntime failed in {graph}: {_line(error)}") from None
+            raise EngineError(f"onnxruntime failed in {graph}: {one_line(error)}") from None
+
+    def synchronize(self) -> None:
+        """Nothing: `run` waits."""
+
+    def _open(self, graph: str, path: Path) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(path), self._options, providers=["CPUExecutionProvider"])
 
 
 def open_engine(bundle: Bundle, spec: EngineSpec) -> Engine:
-    """The engine asked for, or an error: never another one."""
+    """The engine asked for, or an error that says what is missing: never another one."""
     if spec.provider == "cuda":
-        raise EngineError("--provider cuda is not there yet; use --provider cpu")
+        from dycoke_edge.runtime.ort_cuda import open_cuda
+
+        return open_cuda(bundle, spec)
     if spec.provider == "tensorrt":
         raise EngineError("--provider tensorrt is not there yet; use --provider cpu")
     return OrtCpuEngine(bundle, spec)
 
 
-def _address(array: Array) -> int:
-    assert array.flags.c_contiguous
-    return int(array.__array_interface__["data"][0])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def _session_options(spec: EngineSpec) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """What every session has in common."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = spec.threads
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if not spec.resident:  # weights stay mapped from the file: a stage opens in 50 ms and closes without a trace
-        options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_mem_pattern = False  # patterns are cached per input shape, and every step has a new one
     # spinning threads take a camera app's cores, and cost time too: 106 against 79 ms a token (2 cores, 1.32)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's text."""
+    return " ".join(str(error).split())[:300]
+
+
+def _address(array: AnyArray) -> int:
+    assert isinstance(array, np.ndarray) and array.flags.c_contiguous
+    return int(array.__array_interface__["data"][0])

@@ -13,7 +13,7 @@ from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
 from dycoke_edge.contract import MASKED, ModelSpec
 from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.errors import EngineError
-from dycoke_edge.runtime.engine import Engine
+from dycoke_edge.runtime.engine import AnyArray, Engine
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Side, Step
@@ -84,7 +84,7 @@ class GraphLayers:
             yield slice(start, start + size)
             start += size
 
-    def forward(self, kv: KVBuffer, embeds: Array, positions: NDArray[np.integer], side: Side) -> None:
+    def forward(self, kv: KVBuffer, embeds: AnyArray, positions: NDArray[np.integer], side: Side) -> None:
         """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
         inputs, rows = self.shallow(kv, embeds, positions, side)
         self.deep(kv, inputs, rows)
@@ -92,7 +92,7 @@ class GraphLayers:
         grow(len(embeds))
 
     def shallow(
-        self, kv: KVBuffer, embeds: Array, positions: NDArray[np.integer], side: Side
+        self, kv: KVBuffer, embeds: AnyArray, positions: NDArray[np.integer], side: Side
     ) -> tuple[dict[str, Array], slice]:
         """Run the shallow layers; returns what the deep ones take and the rows for the new K and V."""
         count = len(embeds)

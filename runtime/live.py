@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from dycoke_edge.dycoke import WINDOW, anchors, cosine
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
+from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.gate import FrameGate
 from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
@@ -29,7 +30,6 @@ from dycoke_edge.runtime.video import resize
 if TYPE_CHECKING:
     from dycoke_edge.runtime.pipeline import VideoLLM
 
-Array = NDArray[Any]
 Image = NDArray[np.uint8]
 ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's place in its window
 
@@ -61,7 +61,7 @@ class LiveVideo:
         self._decoder = Decoder(llm.layers, self.kv)
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()
-        self._window = list[Array]()  # tokens [N, E] of the current window's frames
+        self._window = list[AnyArray]()  # tokens [N, E] of the current window's frames
         for graph in ("vision", "decoder_shallow", "decoder_deep"):
             self.engine.load(graph)  # now, not when the first frame comes
         self.clear()
@@ -106,14 +106,16 @@ class LiveVideo:
             self._gate.remember(image)
         return self._count(pushed)
 
-    def push_tokens(self, tokens: Array, time: float | None = None) -> Pushed:
+    def push_tokens(self, tokens: AnyArray, time: float | None = None) -> Pushed:
         """Take the next frame as the visual tokens [N, E] that `VideoLLM.encode` makes of it; never gated."""
         began, model = perf_counter(), self.bundle.model
         if tokens.shape != (model.tokens_per_frame, model.hidden_size):
             raise UsageError(f"tokens are {list(tokens.shape)}; give one frame of VideoLLM.encode at a time")
         if self._gate:
             self._gate.forget()
-        return self._count(self._take(np.array(tokens, model.numpy_dtype), time, began))
+        own = self.engine.empty(tokens.shape, model.numpy_dtype)
+        own[...] = np.asarray(tokens, model.numpy_dtype)
+        return self._count(self._take(own, time, began))
 
     def cut(self) -> None:
         """Compare the next frame with nothing before it: the camera was away, or its clock jumped."""
@@ -178,7 +180,7 @@ class LiveVideo:
         shares = np.exp(masses - np.logaddexp.reduce(masses))
         return dict(zip(answers, shares.tolist(), strict=True))
 
-    def _take(self, tokens: Array, time: float | None, began: float) -> Pushed:
+    def _take(self, tokens: AnyArray, time: float | None, began: float) -> Pushed:
         """Merge a frame's tokens and prefill those that stay."""
         anchor, similarity, cut = self._anchor(tokens)
         with self.stats.timed("merge"):
@@ -203,7 +205,7 @@ class LiveVideo:
         with self.stats.timed("gate"):
             return self._gate.repeats(image)
 
-    def _anchor(self, tokens: Array) -> tuple[Array | None, float | None, bool]:
+    def _anchor(self, tokens: AnyArray) -> tuple[AnyArray | None, float | None, bool]:
         """What a frame is merged against, how similar it is, and whether it is a scene cut. Begins a window when due.
 
         No window is longer than the memory: merge counts on its first frame, which was kept whole, being there.
@@ -214,7 +216,7 @@ class LiveVideo:
             return None, None, False
         anchor = self._window[ANCHOR[len(self._window)]]
         with self.stats.timed("merge"):
-            similarity = float(cosine(anchor, tokens).mean())
+            similarity = float(cosine(np.asarray(anchor), np.asarray(tokens)).mean())  # a few 100 KB off a GPU
         cut = self.spec.scene_cut is not None and similarity < self.spec.scene_cut
         if cut:
             self._window.clear()
@@ -239,7 +241,7 @@ class LiveVideo:
         self._decoder.forget(oldest.rows, oldest.span)
         self.stats.evicted_tokens += oldest.rows
 
-    def _see(self, kept: Array, positions: NDArray[np.int32], span: int) -> None:
+    def _see(self, kept: AnyArray, positions: NDArray[np.int32], span: int) -> None:
         if self._empty:
             self._decoder.begin(self._prefix, self._room.text)
             self._empty = False

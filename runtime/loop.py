@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.errors import KVOverflow, UsageError
+from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.step import Side, Step
 
@@ -24,7 +25,7 @@ class Prompt:
 
     prefix: Ids  # [P]
     suffix: Ids  # [Q]; begins with the newline the model puts after a video
-    visual: Array | None = None  # [M, E]
+    visual: AnyArray | None = None  # [M, E]
     visual_positions: NDArray[np.int32] | None = None  # [M], counted from the span's first position
     visual_span: int = 0  # positions the visual span takes
 
@@ -58,7 +59,7 @@ class Layers(Protocol):
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
         """Cut `total` tokens into parts that fit the scratch memory."""
 
-    def forward(self, kv: KVBuffer, embeds: Array, positions: NDArray[np.integer], side: Side) -> None:
+    def forward(self, kv: KVBuffer, embeds: AnyArray, positions: NDArray[np.integer], side: Side) -> None:
         """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
@@ -99,7 +100,7 @@ class Decoder:
         self.kv.reset(text_rows)
         self.position = self._prefix = self._oldest = self._newest = 0
 
-    def see(self, visual: Array, positions: NDArray[np.int32], span: int) -> None:
+    def see(self, visual: AnyArray, positions: NDArray[np.int32], span: int) -> None:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
 
         A question and its answer are forgotten first: what comes later in the video must not see them.

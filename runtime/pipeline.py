@@ -19,7 +19,7 @@ from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
-from dycoke_edge.runtime.engine import Engine, open_engine
+from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.layers import GraphLayers
 from dycoke_edge.runtime.live import LiveVideo
@@ -158,7 +158,7 @@ class VideoLLM:
     def encode(self, video: Source, clip: Clip = Clip()) -> NDArray[Any]:  # noqa: B008
         """Visual tokens [F, N, E] of a path or uint8 [F, H, W, 3], before merge: what `LiveVideo.push_tokens` takes."""
         frames = self._frames(video, None, clip, lambda done, total: None)
-        return self._encode(frames, Stats(), lambda stage, done, total: None)
+        return np.asarray(self._encode(frames, Stats(), lambda stage, done, total: None))
 
     def _frames(
         self, video: Source | None, image: Source | None, clip: Clip, reading: Callable[[int, int], None]
@@ -194,9 +194,10 @@ class VideoLLM:
         if visual_rows + text_rows > self.spec.kv_capacity:
             raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)
 
-    def _encode(self, frames: NDArray[np.uint8], stats: Stats, on_progress: Progress) -> NDArray[Any]:
-        """Visual tokens [F, N, E]. Unless `resident` or live, vision and decoder are never in memory together."""
-        began, in_turn = perf_counter(), not (self.spec.resident or self._lives)
+    def _encode(self, frames: NDArray[np.uint8], stats: Stats, on_progress: Progress) -> AnyArray:
+        """Visual tokens [F, N, E]. Unless they stay or the video is live, vision and decoder are never in memory
+        together."""
+        began, in_turn = perf_counter(), not (self.spec.stays or self._lives)
         if in_turn:
             for graph in ("decoder_shallow", "decoder_deep"):
                 self.engine.unload(graph)
@@ -209,6 +210,7 @@ class VideoLLM:
         )
         if in_turn:
             self.engine.unload("vision")
+        self.engine.synchronize()
         stats.vision_latency = perf_counter() - began
         return tokens
 
@@ -216,7 +218,7 @@ class VideoLLM:
         self,
         prefix: NDArray[np.int64],
         suffix: NDArray[np.int64],
-        tokens: NDArray[Any],
+        tokens: AnyArray,
         compression: Compression,
         stats: Stats,
     ) -> tuple[Prompt, NDArray[np.int32]]:

@@ -11,9 +11,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dycoke_edge.bundle import Bundle
-from dycoke_edge.runtime.engine import Array, Engine
+from dycoke_edge.runtime.engine import AnyArray, Engine
 
 READ_BYTES = 2**28  # more than any cache of the devices this is for
 PASSES = 8
@@ -44,7 +45,15 @@ class CountedEngine:
         """As the engine."""
         self.engine.unload(graph)
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> AnyArray:
+        """As the engine."""
+        return self.engine.empty(shape, dtype)
+
+    def synchronize(self) -> None:
+        """As the engine."""
+        self.engine.synchronize()
+
+    def run(self, graph: str, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
         """As the engine."""
         self.engine.run(graph, inputs, outputs)
         self._moved += self._weights[graph] + _nbytes(inputs) + _nbytes(outputs)
@@ -55,7 +64,7 @@ class CountedEngine:
         return moved
 
 
-def _nbytes(arrays: Mapping[str, Array]) -> int:
+def _nbytes(arrays: Mapping[str, AnyArray]) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 

@@ -1,4 +1,7 @@
-"""From frames to the visual tokens that enter the decoder: encode, then merge (stage 1)."""
+"""From frames to the visual tokens that enter the decoder: encode, then merge (stage 1).
+
+Tokens stay in the engine's memory, which may be a GPU's; what goes back to the host are the places of those kept.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ from numpy.typing import NDArray
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import Compression
 from dycoke_edge.dycoke import anchors, kept_per_frame, merge_indices
-from dycoke_edge.runtime.engine import Engine
+from dycoke_edge.runtime.engine import AnyArray, Engine
 from dycoke_edge.runtime.video import to_pixels
 
-Array = NDArray[Any]
+Index = NDArray[np.int32]
 
 
 def encode(
@@ -23,10 +26,11 @@ def encode(
     frames: NDArray[np.uint8],
     batch: int,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
-) -> Array:
-    """frames uint8 [F, R, R, 3] -> tokens [F, N, E], `batch` frames at a time, written where they stay."""
+) -> AnyArray:
+    """frames uint8 [F, R, R, 3] -> tokens [F, N, E], `batch` frames at a time, written where they stay. On a GPU a
+    batch is made ready while the one before is computed."""
     spec, manifest = bundle.model, bundle.manifest
-    tokens = np.empty((len(frames), spec.tokens_per_frame, spec.hidden_size), spec.numpy_dtype)
+    tokens = engine.empty((len(frames), spec.tokens_per_frame, spec.hidden_size), spec.numpy_dtype)
     for start in range(0, len(frames), batch):
         part = slice(start, start + batch)
         pixels = to_pixels(frames[part], manifest.image_mean, manifest.image_std)
@@ -35,21 +39,22 @@ def encode(
     return tokens
 
 
-def merge(bundle: Bundle, engine: Engine, tokens: Array, compression: Compression) -> tuple[Array, NDArray[np.int32]]:
+def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> tuple[AnyArray, Index]:
     """tokens [F, N, E] -> kept tokens [M, E] and their flat indices [M] into F*N."""
     if compression.merge_ratio == 0:
         return tokens.reshape(-1, tokens.shape[-1]), np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
     graph = bundle.merge_graph(compression.merge_ratio)
     if compression.mode == "official" or graph is None:
         # only for comparison, or nothing to rank: the reference itself
-        index = merge_indices(tokens, compression.merge_ratio, compression.mode)
-        return tokens.reshape(-1, tokens.shape[-1])[index], index
+        host = np.asarray(tokens)
+        index = merge_indices(host, compression.merge_ratio, compression.mode)
+        return _placed(engine, host.reshape(-1, host.shape[-1])[index]), index
     return _merge_by_graph(engine, graph, tokens, kept_per_frame(tokens.shape[1], compression.merge_ratio))
 
 
 def merge_frame(
-    bundle: Bundle, engine: Engine, anchor: Array | None, frame: Array, merge_ratio: float
-) -> tuple[Array, NDArray[np.int32]]:
+    bundle: Bundle, engine: Engine, anchor: AnyArray | None, frame: AnyArray, merge_ratio: float
+) -> tuple[AnyArray, Index]:
     """One frame [N, E] against its anchor, mode "paper" -> kept tokens [m, E] and their places [m] in the frame.
 
     Without an anchor, or with merge_ratio 0, the frame is kept whole.
@@ -57,7 +62,7 @@ def merge_frame(
     if anchor is None or merge_ratio == 0:
         return frame, np.arange(len(frame), dtype=np.int32)
     graph, count = bundle.merge_graph(merge_ratio), kept_per_frame(len(frame), merge_ratio)
-    kept, index = np.empty((count, frame.shape[1]), frame.dtype), np.arange(count, dtype=np.int32)
+    kept, index = engine.empty((count, frame.shape[1]), frame.dtype), np.arange(count, dtype=np.int32)
     if graph is None:  # nothing to rank: none of it stays, or all
         kept[...] = frame[:count]
     else:
@@ -65,23 +70,29 @@ def merge_frame(
     return kept, index
 
 
-def _merge_by_graph(engine: Engine, graph: str, tokens: Array, kept: int) -> tuple[Array, NDArray[np.int32]]:
+def _merge_by_graph(engine: Engine, graph: str, tokens: AnyArray, kept: int) -> tuple[AnyArray, Index]:
     num_frames, per_frame, width = tokens.shape
     anchor_of = {frame: anchor for anchor, frame in anchors(num_frames)}
     sizes = [kept if frame in anchor_of else per_frame for frame in range(num_frames)]
-    out, index = np.empty((sum(sizes), width), tokens.dtype), np.empty(sum(sizes), np.int32)
-    start = 0
-    for frame, size in enumerate(sizes):
-        rows, here = out[start : start + size], index[start : start + size]
+    out, places = engine.empty((sum(sizes), width), tokens.dtype), engine.empty((sum(sizes),), np.int32)
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    for frame, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        rows, here = out[start : start + size], places[start : start + size]
         if frame in anchor_of:
             _run_merge(engine, graph, tokens[anchor_of[frame]], tokens[frame], rows, here)
         else:
-            rows[...], here[...] = tokens[frame], np.arange(per_frame)
-        here += frame * per_frame
-        start += size
-    return out, index
+            rows[...], here[...] = tokens[frame], np.arange(per_frame, dtype=np.int32)
+    index = np.asarray(places) + np.repeat(np.arange(num_frames, dtype=np.int32) * per_frame, sizes)
+    return out, index.astype(np.int32, copy=False)
 
 
-def _run_merge(engine: Engine, graph: str, anchor: Array, frame: Array, kept: Array, index: NDArray[np.int32]) -> None:
+def _placed(engine: Engine, rows: NDArray[Any]) -> AnyArray:
+    """Rows of the host in the engine's memory."""
+    out = engine.empty(rows.shape, rows.dtype)
+    out[...] = rows
+    return out
+
+
+def _run_merge(engine: Engine, graph: str, anchor: AnyArray, frame: AnyArray, kept: AnyArray, index: AnyArray) -> None:
     pair = {"reference": anchor[None], "frame": frame[None]}
     engine.run(graph, pair, {"kept": kept[None], "index": index[None]})

@@ -326,7 +326,8 @@ def test_an_engine_with_memory_of_its_own(tiny_bundle: Path, monkeypatch: pytest
     assert not job.on_host
     results = job.run()
     assert isinstance(job._device, DeviceEngine) and isinstance(job._device, OnDevice)
-    assert job._device.waits == 3 + 3 + 3 * 2 * 2 + 3 * 2  # three rounds: vision, merge, prefill and decode, e2e
+    # three rounds: vision, merge, prefill and decode, e2e, which waits for its frames too
+    assert job._device.waits == 3 + 3 + 3 * 2 * 2 + 3 * 2 * 2
     assert [r.device_bytes for r in results if r.mode == "vision"] == [1003]
 
 

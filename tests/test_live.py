@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dycoke_edge import Compression, EngineError, LiveSpec, LiveVideo, Message, Sampling, UsageError, VideoLLM
 from dycoke_edge.dycoke import count_merged
+from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.live import ANCHOR
 from dycoke_edge.runtime.loop import Prompt
 from tests import reference
@@ -431,7 +432,7 @@ def test_an_engine_that_fails_in_a_frame_does_not_leave_half_of_it(llm: VideoLLM
     live, run = llm.live(OFTEN, PLAIN), llm.engine.run
     push_all(live, frames(9)[:3])
 
-    def fail(graph: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def fail(graph: str, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
         if graph == "decoder_deep":
             raise EngineError("out of memory")
         run(graph, inputs, outputs)

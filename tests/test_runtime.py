@@ -16,6 +16,7 @@ from dycoke_edge import Clip, Compression, EngineSpec, KVOverflow, Sampling, Usa
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.dycoke import merge_indices
 from dycoke_edge.runtime import visual
+from dycoke_edge.runtime.engine import AnyArray
 from tests.test_parity import frames
 
 CLIP = "examples/clip.mp4"
@@ -28,11 +29,11 @@ class Recorder:
     """Stands before an engine and keeps what each call was given."""
 
     def __init__(self, llm: VideoLLM) -> None:
-        self.calls: list[tuple[str, dict[str, Array], dict[str, Array]]] = []
+        self.calls: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self._run = llm.engine.run
         llm.engine.run = self.run  # type: ignore[method-assign]
 
-    def run(self, graph: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    def run(self, graph: str, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
         self.calls.append((graph, dict(inputs), dict(outputs)))
         self._run(graph, inputs, outputs)
 
@@ -243,7 +244,7 @@ def test_official_merge_refuses_short_clips_before_encoding(llm: VideoLLM) -> No
 
 
 def test_official_merge_keeps_the_official_order(llm: VideoLLM) -> None:
-    tokens = visual.encode(llm.bundle, llm.engine, frames(9), 4)
+    tokens = np.asarray(visual.encode(llm.bundle, llm.engine, frames(9), 4))
     kept, index = visual.merge(llm.bundle, llm.engine, tokens, Compression(mode="official"))
     assert (np.diff(index) < 0).any()
     assert np.array_equal(kept, tokens.reshape(-1, tokens.shape[-1])[index])
