@@ -200,6 +200,31 @@ class ExportSpec(Options):
     split_layer: int = option(3, "layer where the decoder is cut: keep works from here on", 1)
 
 
+BUILD_GRAPHS = ("vision", "merge", "decoder")
+
+
+@dataclass(frozen=True)
+class BuildSpec(Options):
+    """What TensorRT builds from a bundle, and the largest shapes that its plans take."""
+
+    graphs: tuple[str, ...] = option(
+        ("vision", "merge"), "graphs to build; the decoder's are for --decoder graphs only", choices=BUILD_GRAPHS
+    )
+    vision_batch: int = option(8, "frames encoded at a time: more need more memory; fewer always work", 1, 1024)
+    kv_capacity: int = option(8192, "decoder: rows (tokens) of the KV buffer", 2, 2**24)
+    prefill_chunk: int = option(2048, "decoder: prompt tokens computed at a time", 1, 2**14)
+    usual_rows: int = option(2048, "decoder: rows of the KV buffer that it is made fast for", 1, 2**24)
+    workspace: int | None = option(None, "MiB that a kernel may use as scratch memory (all there are)", 1, 2**20)
+    level: int = option(3, "how thoroughly kernels are tried: 0 fast build, 5 fast plan", 0, 5)
+    time_limit: float = option(3600.0, "seconds that building one graph may take", 1, 86400)
+    force: bool = option(False, "build again what is there and fits")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.graphs:
+            raise UsageError(f"graphs=() (--graphs) builds nothing; use e.g. --graphs {BUILD_GRAPHS[0]}")
+
+
 BENCH_MODES = ("vision", "merge", "prefill", "decode", "e2e")
 
 
