@@ -60,6 +60,10 @@ class EmulatedDevice:
     def bytes_in_use(self) -> int:
         return sum(map(_whole, self._sizes.values()))
 
+    @property
+    def free_bytes(self) -> int:
+        return self.total_bytes - self.bytes_in_use
+
     def take_peak_bytes(self) -> int:
         peak, self._peak = max(self._peak, self.bytes_in_use), self.bytes_in_use
         return peak

@@ -48,7 +48,7 @@ class CudaDevice:
 
     def _describe(self, index: int) -> None:
         attribute = self._context.attribute
-        self.index, self.stream = index, int(self._stream)
+        self.index, self.stream, self.driver_version = index, int(self._stream), self._driver.version
         self.name = self._call("cuDeviceGetName", 256, self._context.gpu).split(b"\0")[0].decode()
         self.compute_capability = attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")
         self.multiprocessors = attribute("MULTIPROCESSOR_COUNT")
@@ -62,6 +62,11 @@ class CudaDevice:
         """As in Device. What other programs took or gave back since is in it too: CUDA does not tell them apart."""
         free, _ = self._call("cuMemGetInfo")
         return max(sum(self._sizes.values()), int(self._free_at_start - free))
+
+    @property
+    def free_bytes(self) -> int:
+        """As in Device."""
+        return int(self._call("cuMemGetInfo")[0])
 
     def take_peak_bytes(self) -> int:
         """As in Device. Libraries' memory is seen when we allocate and now, not in between."""

@@ -77,12 +77,17 @@ class Device(Protocol):
     multiprocessors: int
     total_bytes: int
     bandwidth: float | None  # bytes a second, from memory clock and bus width; None if the driver does not say
+    driver_version: int  # newest CUDA that the driver knows: 12020 is 12.2
     stream: int  # the stream's handle, for libraries that are to work in order with us
 
     @property
     def bytes_in_use(self) -> int:
         """Bytes that this process holds on the GPU: our allocations, or, if that is more, what free memory has lost
         since the device was opened (libraries take memory of their own)."""
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes that can still be allocated, as the driver says; on a Jetson it shares them with everything else."""
 
     def take_peak_bytes(self) -> int:
         """The most that bytes_in_use was since the last call, as seen when memory was allocated and now."""
