@@ -18,7 +18,7 @@ from dycoke_edge.runtime.traffic import read_bandwidth
 
 __all__ = ["stamp", "status_bytes"]
 
-PACKAGES = ("dycoke-edge", "numpy", "onnxruntime", "torch", "transformers")
+PACKAGES = ("dycoke-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "torch", "transformers")
 
 
 def stamp() -> dict[str, Any]:
@@ -41,7 +41,10 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str:
-    result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a copy of the tree on a machine without git
+        return "unknown"
     return result.stdout.strip() or "unknown"
 
 

@@ -98,6 +98,7 @@ def make(
     tied: bool | None = None,
     layers: int | None = None,
     vision_layers: int | None = None,
+    processes: int = 1,
 ) -> None:
     """Write a model of SHAPES[shape] into `directory`; None keeps the shape's own value."""
     chosen = SHAPES[shape]
@@ -112,7 +113,7 @@ def make(
     write_tokenizer(directory, tokenizer(chosen.first_special))
     write_preprocessing(directory, chosen.vision.image_size, chosen.vision.patches)
     recipe = Recipe(seed, dtype, layout, chosen.tied, chosen.first_special)
-    write_weights(directory, weight_shapes(config, chosen.tied), recipe)
+    write_weights(directory, weight_shapes(config, chosen.tied), recipe, processes)
 
 
 def ids(shape: Shape) -> dict[str, int]:
@@ -185,6 +186,7 @@ def main() -> None:
     parser.add_argument("--tied", action=argparse.BooleanOptionalAction)
     parser.add_argument("--layers", type=int, help="decoder layers (the shape's own)")
     parser.add_argument("--vision-layers", type=int, help="layers of the vision tower (the shape's own)")
+    parser.add_argument("--processes", type=int, default=1, help="that draw weights, which are the same for any number")
     make(**vars(parser.parse_args()))
 
 

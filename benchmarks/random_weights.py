@@ -6,7 +6,9 @@ import json
 import math
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,14 +91,21 @@ def gain(name: str, part: str, outputs: int, inputs: int) -> float:
     return GAINS.get(part, 1.0)
 
 
-def write_weights(directory: Path, names: Names, recipe: Recipe) -> None:
-    """model.safetensors, or numbered shards and their index."""
+def write_weights(directory: Path, names: Names, recipe: Recipe, processes: int = 1) -> None:
+    """model.safetensors, or numbered shards and their index; the same whatever number of processes draws them."""
+    if processes > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            return _write_weights(directory, names, recipe, pool)
+    return _write_weights(directory, names, recipe, None)
+
+
+def _write_weights(directory: Path, names: Names, recipe: Recipe, pool: Executor | None) -> None:
     parts = shards(names, recipe)
     where: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         many = f"model-{number:05}-of-{len(parts):05}.safetensors"
         file = many if len(parts) > 1 else "model.safetensors"
-        write_shard(directory / file, part, recipe)
+        write_shard(directory / file, part, recipe, pool)
         where |= {recipe.file_name(name): file for name in part}
     if len(parts) > 1:
         total = sum(map(recipe.size_of, names.values()))
@@ -117,8 +126,8 @@ def shards(names: Names, recipe: Recipe) -> list[Names]:
     return result
 
 
-def write_shard(path: Path, names: Names, recipe: Recipe) -> None:
-    """One safetensors file: length of the header, header (JSON, padded to 8 bytes), raw values."""
+def write_shard(path: Path, names: Names, recipe: Recipe, pool: Executor | None = None) -> None:
+    """One safetensors file: length of the header, header (JSON, padded to 8 bytes), raw values, by a pool if given."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, size in names.items():
@@ -133,6 +142,21 @@ def write_shard(path: Path, names: Names, recipe: Recipe) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name, size in names.items():
-            for chunk in recipe.values(name, size):
-                file.write(np.ascontiguousarray(chunk).data)
+        file.truncate(file.tell() + end)
+    start, jobs = 8 + len(text), list[Future[None]]()
+    for name, size in names.items():
+        if pool is None:
+            write_weight(path, start, name, size, recipe)
+        else:
+            jobs.append(pool.submit(write_weight, path, start, name, size, recipe))
+        start += recipe.size_of(size)
+    for job in jobs:
+        job.result()
+
+
+def write_weight(path: Path, start: int, name: str, size: tuple[int, ...], recipe: Recipe) -> None:
+    """Write one weight's values from byte `start` of a file that is there."""
+    with path.open("r+b") as file:
+        file.seek(start)
+        for chunk in recipe.values(name, size):
+            file.write(np.ascontiguousarray(chunk).data)

@@ -1,0 +1,65 @@
+"""This project, as a program uses it: `VideoLLM` on the provider and decoder that are asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.rivals.contestant import PROMPT, Answer, Job, Side, engine_of, stopwatch
+from dycoke_edge import Sampling, VideoLLM
+from dycoke_edge.bundle import open_bundle
+from dycoke_edge.dycoke import count_merged
+from dycoke_edge.runtime.synthetic import moving_patch
+
+TEXT_ROWS = 128  # room for the question and its chat template
+BUCKET = 128
+
+
+class Make:
+    """One loaded bundle. The KV buffer is as long as the case needs, for every side's cache is."""
+
+    def __init__(self, job: Job, side: Side) -> None:
+        assert side.compression is not None
+        self.job, self.compression = job, side.compression
+        model = open_bundle_model(job.bundle)
+        rows = count_merged(job.frames, model.tokens_per_frame, self.compression.merge_ratio, self.compression.mode)
+        capacity = -(-(rows + TEXT_ROWS + job.new_tokens) // BUCKET) * BUCKET
+        options: dict[str, Any] = engine_of(job.name, job.device)
+        self.llm = VideoLLM.load(job.bundle, kv_capacity=capacity, **options)
+        self.video = moving_patch(job.frames, model.image_size)
+
+    def vision(self) -> None:
+        """Encode the frames."""
+        self.llm.encode(self.video)
+        self.wait()
+
+    def answer(self, new_tokens: int) -> Answer:
+        """`stream`: an id counts when the caller has its piece."""
+        answer, clock = Answer(), stopwatch()
+        sampling = Sampling(max_new_tokens=new_tokens, stop_token_ids=())
+        stats = None
+        for piece in self.llm.stream(PROMPT, self.video, compression=self.compression, sampling=sampling):
+            answer.ids.append(piece.token)
+            answer.times.append(clock())
+            stats = piece.stats
+        assert stats is not None
+        answer.rows, answer.visual = stats.text_tokens + stats.visual_tokens_kept, stats.visual_tokens_kept
+        answer.active, answer.refreshes = stats.mean_active_rows, stats.refreshes
+        return answer
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        device = getattr(self.llm.engine, "device", None)
+        if device is not None:
+            device.synchronize()
+
+    def own_bytes(self) -> int | None:
+        """The runtime's own count."""
+        device = getattr(self.llm.engine, "device", None)
+        return None if device is None else int(device.take_peak_bytes())
+
+
+def open_bundle_model(bundle: str) -> Any:
+    """The dimensions a bundle's manifest gives."""
+    from pathlib import Path
+
+    return open_bundle(Path(bundle)).model
