@@ -12,6 +12,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -43,7 +44,8 @@ def median_seconds(work: Callable[[], object], device: str) -> float:
 
 def on_gpu(work: Callable[[], object]) -> float:
     """Seconds between two CUDA events around it."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    event: Any = torch.cuda.Event
+    begin, end = (event(enable_timing=True) for _ in range(2))
     begin.record()
     work()
     end.record()

@@ -22,7 +22,7 @@ class Make(TorchSide):
     def __init__(self, job: Job, side: Side) -> None:
         super().__init__(job, side)
         self.rows = self.ids().shape[1]
-        self.cache = StaticCache(config=self.text, max_cache_len=self.rows + job.new_tokens)
+        self.cache: Any = StaticCache(config=self.text, max_cache_len=self.rows + job.new_tokens)
         on_gpu = self.device.type == "cuda"
         self.step: Any = torch.compile(self._step, mode="reduce-overhead", fullgraph=True) if on_gpu else self._step
 
@@ -49,7 +49,7 @@ class Make(TorchSide):
         found, marks = [token], Marks(self.device, clock)
         for _ in range(new_tokens - 1):
             if self.device.type == "cuda":
-                torch.compiler.cudagraph_mark_step_begin()
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             token = self.step(token, place).clone()  # its memory is the graph's, and used again by the next step
             place = place + 1
             found.append(token)
@@ -72,7 +72,8 @@ class Marks:
         if not self.on_gpu:
             self.marks.append(self.clock())
             return
-        event: Any = torch.cuda.Event(enable_timing=True)
+        make: Any = torch.cuda.Event
+        event = make(enable_timing=True)
         event.record()
         self.marks.append(event)
 
