@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 from benchmarks import random_model
-from dycoke_edge import VideoLLM
+from dycoke_edge import EngineError, VideoLLM
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.export.build import export
+from dycoke_edge.runtime.gpu.device import Device
 from tests import lively
+from tests.emulator import EmulatedDevice
 
 torch.set_num_threads(1)  # on busy cores the spinning threads of torch made these tests 70 times slower
 
@@ -76,3 +79,19 @@ def model(tiny_checkpoint: Path) -> Any:
         tiny_checkpoint, dtype="float32", attn_implementation="eager"
     )
     return loaded.eval()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """A GPU emulated on the CPU, and the first real one where there is one."""
+    if request.param == "emulated":
+        yield EmulatedDevice()
+        return
+    from dycoke_edge.runtime.gpu.cuda import CudaDevice
+
+    try:
+        real = CudaDevice()
+    except EngineError as error:
+        pytest.skip(str(error))
+    yield real
+    real.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_off_equals_transformers_on_a_conversation(
 GREEDY = Sampling(max_new_tokens=TOKENS, stop_token_ids=())
 
 
-def answer(llm: VideoLLM, case: lively.Case) -> tuple[list[Step], Prompt]:
+def answer(llm: VideoLLM, case: lively.Case, count: int = TOKENS) -> tuple[list[Step], Prompt]:
     """The runtime's steps for a lively case: the same graphs and loop as `generate`, from given pixels and ids."""
     pixels = case.pixels.numpy()
     model = llm.bundle.model
@@ -109,7 +110,7 @@ def answer(llm: VideoLLM, case: lively.Case) -> tuple[list[Step], Prompt]:
         visual_positions=index if keep else np.arange(len(kept), dtype=np.int32),
         visual_span=tokens.shape[0] * tokens.shape[1] if keep else len(kept),
     )
-    return list(llm._decoder.decode(prompt, case.compression, GREEDY)), prompt
+    return list(llm._decoder.decode(prompt, case.compression, replace(GREEDY, max_new_tokens=count))), prompt
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])

@@ -1,0 +1,177 @@
+"""The decoder as CUDA kernels gives what the decoder's graphs give: tokens, kept sets, rows, to the last exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dycoke_edge import BundleError, Compression, EngineError, Sampling, VideoLLM
+from dycoke_edge.config import LiveSpec
+from dycoke_edge.runtime.gpu import weights
+from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.layers import KernelLayers
+from dycoke_edge.runtime.loop import Decoder
+from dycoke_edge.runtime.step import Step
+from tests import lively
+from tests.emulator import EmulatedDevice
+from tests.test_parity import answer, frames
+
+CHUNK, ROWS, TOKENS = 32, 512, 24
+
+
+def kernels(bundle: Path, device: Device, captured: bool = True) -> VideoLLM:
+    """The same VideoLLM with the decoder on a device."""
+    llm = VideoLLM.load(bundle, kv_capacity=ROWS, prefill_chunk=CHUNK)
+    llm.layers = KernelLayers(llm.bundle, device, CHUNK, captured)
+    llm.kv = llm.layers.new_kv(ROWS)
+    llm._decoder = Decoder(llm.layers, llm.kv)
+    return llm
+
+
+def facts(step: Step) -> tuple[int, int, bool, int]:
+    return step.token, step.active, step.refreshed, step.returned
+
+
+@pytest.mark.parametrize("name", ["merge-0.7-often", "positions-keep-often", "official", "free-parked"])
+def test_answers_are_those_of_the_graphs(tiny_bundle: Path, llm: VideoLLM, device: Device, name: str) -> None:
+    case, own = lively.CASES[name], kernels(tiny_bundle, device)
+    want, got = answer(llm, case, TOKENS)[0], answer(own, case, TOKENS)[0]
+    assert [facts(step) for step in got] == [facts(step) for step in want]
+    assert name == "free-parked" or sum(step.returned for step in want) > 0
+    count = llm.kv.num_visual
+    np.testing.assert_array_equal(own.kv.slot[:count], llm.kv.slot[:count])
+
+
+def test_a_captured_step_is_one_launch_and_changes_nothing(tiny_bundle: Path) -> None:
+    case, device = lively.CASES["merge-0.7-often"], EmulatedDevice()
+    captured, launched = kernels(tiny_bundle, device), kernels(tiny_bundle, device, captured=False)
+    want = answer(launched, case, TOKENS)[0]
+    answer(captured, case, 2)
+    before = device.launches
+    answer(captured, case, 2)
+    prefill, before = device.launches - before, device.launches
+    assert answer(captured, case, TOKENS)[0] == want
+    assert device.launches - before == prefill + TOKENS - 2
+
+
+def test_the_order_of_threads_does_not_matter(tiny_bundle: Path) -> None:
+    case = lively.CASES["merge-0.7-often"]
+    want = answer(kernels(tiny_bundle, EmulatedDevice()), case, 6)[0]
+    for order in (1, 5):
+        assert answer(kernels(tiny_bundle, EmulatedDevice(order=order)), case, 6)[0] == want
+
+
+def test_text_alone_and_a_question_of_one_token(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    short = Sampling(max_new_tokens=8, stop_token_ids=())
+    one = replace(short, max_new_tokens=1)
+    want, got = (
+        (
+            made.generate("Say something.", sampling=short).token_ids,
+            made.generate("?", frames(4), sampling=one).token_ids,
+        )
+        for made in (llm, kernels(tiny_bundle, device))
+    )
+    assert got == want
+
+
+def test_drawn_tokens_are_the_same(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    drawn = Sampling(max_new_tokens=8, temperature=0.8, top_p=0.9, seed=3, stop_token_ids=())
+    own = kernels(tiny_bundle, device).generate("What?", frames(4), sampling=drawn)
+    assert own.token_ids == llm.generate("What?", frames(4), sampling=drawn).token_ids
+
+
+def test_a_stop_token_ends_an_answer_that_the_gpu_is_ahead_of(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    own, free = kernels(tiny_bundle, device), Sampling(max_new_tokens=12, stop_token_ids=())
+    want = llm.generate("What?", frames(4), sampling=free).token_ids
+    stop = replace(free, stop_token_ids=(want[5],))
+    end = want.index(want[5]) + 1
+    for _ in range(2):  # the second answer finds nothing left of the first
+        assert own.generate("What?", frames(4), sampling=stop).token_ids == want[:end]
+    assert own.generate("What?", frames(4), sampling=free).token_ids == want
+
+
+def live_tokens(llm: VideoLLM) -> Iterator[list[int]]:
+    """Questions about a video that outgrows its memory, with an answer left half-way."""
+    asked = Sampling(max_new_tokens=6, stop_token_ids=())
+    live = llm.live(Compression(refresh_threshold=0.99), LiveSpec(6, 0.0, max_question_tokens=40, max_answer_tokens=8))
+    other = llm.live(Compression.off(), LiveSpec(2, 0.0, max_question_tokens=40, max_answer_tokens=8))
+    for number, frame in enumerate(frames(12)):
+        live.push(frame)
+        if number % 4 == 3:
+            left = live.ask("Who?", asked)
+            yield [next(left).token, next(left).token]
+            other.push(frame)
+            pairs = zip(live.ask("What?", asked), other.ask("And here?", asked), strict=True)
+            yield [token for pair in pairs for token in (pair[0].token, pair[1].token)]
+
+
+def test_live_videos_evict_and_take_turns(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    assert list(live_tokens(kernels(tiny_bundle, device))) == list(live_tokens(llm))
+
+
+def test_positions_are_moved_back(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    found = []
+    for made in (llm, kernels(tiny_bundle, device)):
+        decoder = Decoder(made.layers, made.layers.new_kv(128))
+        decoder.begin(np.arange(5), 40)
+        tokens = made.layers.embed[np.arange(60) % 250]
+        decoder.see(tokens, np.arange(60, dtype=np.int32), 60)
+        decoder.forget(20, 20)
+        assert decoder.rebase() == 20
+        decoder.read(np.arange(7))
+        found.append(decoder.logits[0])
+    np.testing.assert_allclose(found[1], found[0], atol=2e-4)
+
+
+def test_half_precision(half_bundle: Path, device: Device) -> None:
+    """fp16 kernels follow the fp16 graphs within the rounding of fp16, and give the same tokens where it is clear."""
+    host, own = VideoLLM.load(half_bundle, kv_capacity=256), kernels(half_bundle, device)
+    ids = np.arange(40) % 250
+    for llm in (host, own):
+        llm._decoder.begin(ids, 60)
+    a, b = host._decoder.logits[0], own._decoder.logits[0]
+    assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
+    for token in range(4):  # and so does a step over what was cached
+        for llm in (host, own):
+            llm._decoder._text(np.array([token]))
+        a, b = host._decoder.logits[0], own._decoder.logits[0]
+        assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
+
+
+def test_logits_that_are_not_finite_are_an_error(tiny_bundle: Path, device: Device) -> None:
+    own = kernels(tiny_bundle, device)
+    assert isinstance(own.layers, KernelLayers)
+    norm = own.layers.weights.norm
+    norm[...] = np.full(norm.shape, np.nan, norm.dtype)
+    with pytest.raises(EngineError, match="verify"):
+        own.generate("What?")
+
+
+def test_weights_are_turned_in_pieces(tiny_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = kernels(tiny_bundle, device).layers
+    monkeypatch.setattr(weights, "STAGE_BYTES", 5000)
+    pieces = kernels(tiny_bundle, device).layers
+    assert isinstance(whole, KernelLayers) and isinstance(pieces, KernelLayers)
+    for name in ("qkv", "out", "gate_up", "down"):
+        a, b = (getattr(made.weights.layers[2], name) for made in (whole, pieces))
+        assert isinstance(a, DeviceArray)
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_a_model_that_the_kernels_are_not_made_for(
+    tiny_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "HEAD_DIMS", (64,))
+    with pytest.raises(EngineError, match=r"head_dim 32; use --decoder graphs"):
+        kernels(tiny_bundle, device)
+
+
+def test_a_bundle_without_a_weight_table(tiny_bundle: Path, device: Device) -> None:
+    llm = VideoLLM.load(tiny_bundle)
+    llm.bundle.manifest.files.pop("onnx/decoder_weights.json")
+    with pytest.raises(BundleError, match=r"decoder_weights\.json, which a GPU's kernels need; export again"):
+        KernelLayers(llm.bundle, device, CHUNK, captured=True)
