@@ -147,6 +147,10 @@ def test_a_stage_is_what_a_longer_run_has_more() -> None:
         "nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_NNT": "matrix",
         "Memcpy DtoD (Device -> Device)": "copy",
         "void at::native::vectorized_elementwise_kernel<4, FillFunctor>": "norm and pointwise",
+        "triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3": "norm and pointwise",
+        "attend_f16_64": "attention",
+        "norm_project_f16": "matrix",
+        "choose": "keep",
         "mystery": "other",
     }
     assert {name: kernels.kind_of(name) for name in names} == names

@@ -16,11 +16,17 @@ from typing import Any
 from benchmarks.rivals.contestant import Contestant, stopwatch
 
 STEPS = 16
-KINDS = (
-    ("attention", r"flash|fmha|attention|mha|attend|scores|softmax"),
-    ("matrix", r"gemm|gemv|mm$|linear|cutlass|xmma|nvjet|cublas|matmul|splitk|dot|rows_times"),
-    ("copy", r"memcpy|memset|copy|gather|scatter|index|concat|cat|transpose|swap|append|slice|embed"),
-    ("norm and pointwise", r"norm|elementwise|pointwise|reduce|gelu|silu|rope|rotary|add|mul|cast|triton|bias|argmax"),
+KINDS = (  # the first that is found in a name; torch's, ONNX Runtime's, TensorRT's and our own
+    ("matrix", r"^triton.*mm"),
+    ("norm and pointwise", r"^triton"),
+    ("keep", r"^(weigh|choose|exchange)"),
+    ("attention", r"flash|fmha|attention|mha|attend|softmax"),
+    ("matrix", r"gemm|gemv|mm$|linear|cutlass|xmma|nvjet|cublas|matmul|splitk|dot_kernel|project|gate_up"),
+    ("copy", r"memcpy|memset|copy|gather|scatter|index|concat|catarray|cat$|transpose|slice|embed|widen"),
+    (
+        "norm and pointwise",
+        r"norm|elementwise|pointwise|reduce|gelu|silu|rope|rotary|rotate|add|mul|cast|bias|arg|pick",
+    ),
 )
 LISTED = 12
 Counts = Counter[str]  # microseconds a kernel name
