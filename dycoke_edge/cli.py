@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from dycoke_edge import __version__, cli_bench, cli_camera, cli_serve
+from dycoke_edge import __version__, cli_bench, cli_build, cli_camera, cli_serve
 from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.cli_options import Parser, add, command, installed, single, take
@@ -62,6 +62,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = command(commands, "doctor", doctor, "show what this machine has and lacks")
     p.add_argument("--json", action="store_true", help="print JSON")
 
+    cli_build.add_commands(commands)
     cli_bench.add_commands(commands)
     cli_camera.add_commands(commands)
     cli_serve.add_commands(commands)
@@ -167,8 +168,11 @@ def inspect(args: argparse.Namespace) -> None:
     merge_ratio = take(args, Compression, ("merge_ratio",)).merge_ratio
     num_frames = take(args, Clip, ("num_frames",)).num_frames
     capacity = take(args, EngineSpec, ("kv_capacity",)).kv_capacity
-    facts = describe(open_bundle(args.bundle), num_frames, merge_ratio, capacity)
-    output.facts(facts, args.json)
+    bundle = open_bundle(args.bundle)
+    facts = describe(bundle, num_frames, merge_ratio, capacity)
+    with installed("inspect", "dycoke-edge", EngineError):
+        from dycoke_edge.runtime.trt.plan import describe as engines
+    output.facts(facts | {"engines": engines(bundle)}, args.json)
 
 
 def verify(args: argparse.Namespace) -> None:

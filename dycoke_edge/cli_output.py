@@ -79,6 +79,11 @@ def random_weights(manifest: Manifest) -> None:
         people.print(f"note: this model has random weights (seed {manifest.random_seed}); its text means nothing")
 
 
+def note(text: str) -> None:
+    """Something that people should know."""
+    people.print(f"note: {text}")
+
+
 def half_precision(manifest: Manifest, provider: str) -> None:
     """Say so where fp16 saves nothing."""
     if manifest.model.dtype == "fp16" and provider == "cpu":
@@ -154,6 +159,8 @@ def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+            yield from _flat({str(at): one for at, one in enumerate(value, 1)}, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 

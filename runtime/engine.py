@@ -104,7 +104,9 @@ def open_engine(bundle: Bundle, spec: EngineSpec) -> Engine:
 
         return open_cuda(bundle, spec)
     if spec.provider == "tensorrt":
-        raise EngineError("--provider tensorrt is not there yet; use --provider cpu")
+        from dycoke_edge.runtime.trt.opened import open_trt
+
+        return open_trt(bundle, spec)
     return OrtCpuEngine(bundle, spec)
 
 
