@@ -42,14 +42,15 @@ def test_attention_is_softmax_over_all_rows(device: Device, dim: int, dtype: str
     qkv = random.standard_normal((heads + 2 * groups, dim)).astype(np.float32)
     qkv[:heads] /= dim**0.5
     inverse = (1e-3 ** (np.arange(dim // 2) / (dim // 2))).astype(np.float32)
-    state = stated(device, position=position, origin=400, num_visual=cached // 2, num_text=cached - cached // 2)
+    turn = np.concatenate((np.cos(position * inverse), np.sin(position * inverse))).astype(np.float32)
+    state = stated(device, origin=400, num_visual=cached // 2, num_text=cached - cached // 2)
     context = DeviceArray.empty(device, (heads, dim), dtype)
     scores = DeviceArray.empty(device, (heads, capacity), np.float32)
     softmax = DeviceArray.empty(device, (heads * PART.itemsize,), np.uint8)
     sums = DeviceArray.empty(device, (parts * heads * dim,), np.float32)
     split = DeviceArray.empty(device, (parts * heads * PART.itemsize,), np.uint8)
     tickets = DeviceArray.empty(device, (groups,), np.int32)
-    given = [state, DeviceArray.of(device, qkv), DeviceArray.of(device, inverse), slab[0], slab[1]]
+    given = [state, DeviceArray.of(device, qkv), DeviceArray.of(device, turn), slab[0], slab[1]]
     pointers = [array.pointer for array in [*given, context, sums, split, tickets, scores, softmax]]
     name = f"attend_f{'16' if dtype == 'f2' else '32'}_{dim}"
     sizes = c_int32(group), c_int32(capacity), c_int32(0)

@@ -34,7 +34,7 @@ class DecodeScratch:
         self.device, self.weights, self.inverse = device, weights, inverse
         # blocks enough for every multiprocessor to have two, where the rows suffice
         self.parts = min(MOST_PARTS, max(1, -(-2 * device.multiprocessors // groups)))
-        self.x = new(spec.hidden_size, np.float32)
+        self.x, self.turn = new(spec.hidden_size, np.float32), new(dim, np.float32)
         self.qkv = new((heads + 2 * groups) * dim, np.float32)
         self.context = new(heads * dim, spec.numpy_dtype)
         self.act = new(weights.intermediate, spec.numpy_dtype)
@@ -126,9 +126,9 @@ class DecodeStep:
     def _all(self, rows: DeviceRows, choosing: bool) -> list[Launch]:
         s, weights, state = self._scratch, self._scratch.weights, self.records.state
         spec, cut = weights.spec, weights.spec.split_layer
-        width = c_int32(spec.hidden_size)
-        blocks = -(-spec.hidden_size // BLOCK)
-        found = [s.launch(f"embed_{suffix(spec.numpy_dtype)}", blocks, BLOCK, state, weights.embed, s.x, width)]
+        width, half = c_int32(spec.hidden_size), c_int32(spec.head_dim // 2)
+        args = state, weights.embed, s.x, width, s.inverse, s.turn, half
+        found = [s.launch(f"embed_{suffix(spec.numpy_dtype)}", -(-spec.hidden_size // BLOCK), BLOCK, *args)]
         for index, layer in enumerate(weights.layers):
             watched = choosing and index == cut - 1
             found.append(s.project(s.x, layer.input_norm, layer.qkv, layer.bias, s.qkv))
@@ -144,7 +144,7 @@ class DecodeStep:
         sizes = c_int32(spec.num_heads // spec.kv_heads), c_int32(rows.capacity), c_int32(deep)
         work = s.context, s.part_sums, s.part_softmax, s.tickets
         name, grid = f"attend_{suffix(spec.numpy_dtype)}_{spec.head_dim}", (s.parts, spec.kv_heads, 1)
-        return s.launch(name, grid, ATTEND_BLOCK, self.records.state, s.qkv, s.inverse, *planes, *work, *seen, *sizes)
+        return s.launch(name, grid, ATTEND_BLOCK, self.records.state, s.qkv, s.turn, *planes, *work, *seen, *sizes)
 
     def _choose(self, rows: DeviceRows) -> list[Launch]:
         """Weigh the visual tokens, choose if the attention turned, exchange rows."""

@@ -37,6 +37,7 @@ class Prefill:
         self.both, self.act = scratch(2 * weights.intermediate), scratch(weights.intermediate)
         self.hidden = scratch(spec.hidden_size, np.float32)
         self.positions = DeviceArray.empty(device, (chunk,), np.int32)
+        self.turns = scratch(self.dim, np.float32)
         self.x = self.hidden[0]
         self._scores = DeviceArray.empty(device, (1,), np.float32)
 
@@ -56,6 +57,8 @@ class Prefill:
         self._reserve(count, kv.capacity)
         size = self.embeds[:count].size
         self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
+        turned = self.positions.pointer, self._inverse.pointer, self.turns.pointer, c_int32(self.dim // 2)
+        self.device.kernel("turns", count, BLOCK, *turned)()
         *others, last = enumerate(self.weights.layers)
         whole, end = slice(0, count), slice(count - 1, count)
         for index, layer in others:
@@ -74,7 +77,7 @@ class Prefill:
         self._product(self.normed, layer.qkv, self.qkv, count)
         keys, values = kv.keys(index, rows), kv.values(index, rows)
         sizes = c_int32(self.heads), c_int32(self.groups), c_int32(self.dim)
-        self._launch("rope_rows", count, self.qkv, layer.bias, self.positions, self._inverse, keys, values, *sizes)
+        self._launch("rope_rows", count, self.qkv, layer.bias, self.turns, keys, values, *sizes)
 
     def _attend(self, kv: KVBuffer, index: int, tokens: slice, rows: slice) -> None:
         """Context of the new tokens in `rows`, or of the last of them: they see all that is cached and, of the new

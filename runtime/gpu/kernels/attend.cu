@@ -16,7 +16,7 @@ template <class T>
 struct Attend {
   const State* state;
   const float* qkv;
-  const float* inverse;  // [D/2] RoPE frequencies
+  const float* turn;  // [D] cosines, then sines, of the token's position
   T* keys;
   T* values;
   T* context;    // [H, D]
@@ -32,13 +32,13 @@ struct Attend {
 
 // RoPE of the query heads of a KV head, into shared memory; and of the token's own key.
 template <class T, int D>
-DEVICE void turn(const Attend<T>& a, float (*query)[D], bool own, long long row) {
+DEVICE void take(const Attend<T>& a, float (*query)[D], bool own, long long row) {
   int kv = blockIdx.y, groups = gridDim.y;
   for (int i = threadIdx.x; i < (a.group + own) * (D / 2); i += THREADS) {
     int h = i / (D / 2), j = i % (D / 2);
     bool key = h == a.group;
     const float* from = a.qkv + (key ? groups * a.group + kv : kv * a.group + h) * D;
-    float angle = a.state->position * a.inverse[j], c = cosf(angle), s = sinf(angle);
+    float c = a.turn[j], s = a.turn[j + D / 2];
     float first = from[j] * c - from[j + D / 2] * s, second = from[j + D / 2] * c + from[j] * s;
     if (key) {
       T* to = a.keys + (row * groups + kv) * D;
@@ -96,7 +96,7 @@ DEVICE void attend(const Attend<T> a) {
   int all = rows.cached + 1, size = max((all + (int)gridDim.x - 1) / (int)gridDim.x, LEAST_ROWS);
   int used = (all + size - 1) / size, begin = blockIdx.x * size, end = min(all, begin + size);
   if ((int)blockIdx.x >= used) return;
-  turn<T, D>(a, query, end == all, (long long)rows.first + rows.cached);
+  take<T, D>(a, query, end == all, (long long)rows.first + rows.cached);
   if (threadIdx.x < HEADS) most[threadIdx.x] = -INFINITY, total[threadIdx.x] = 0.0f;
   float q[HEADS][width], sum[HEADS][width];
 #pragma unroll
@@ -188,9 +188,9 @@ DEVICE void attend(const Attend<T> a) {
 
 #define ATTEND(T, suffix, D)                                                                                            \
   extern "C" __global__ void KERNEL(attend_##suffix##_##D)                                                                                         \
-  (const State* state, const float* qkv, const float* inverse, T* keys, T* values, T* context, float* sums, Part* parts, \
+  (const State* state, const float* qkv, const float* turn, T* keys, T* values, T* context, float* sums, Part* parts, \
    int* tickets, float* scores, Part* heads, int group, int capacity, int deep) {                                       \
-    Attend<T> a = {state, qkv, inverse, keys, values, context, sums, parts, tickets, scores, heads, group, capacity, deep}; \
+    Attend<T> a = {state, qkv, turn, keys, values, context, sums, parts, tickets, scores, heads, group, capacity, deep}; \
     attend<T, D>(a);                                                                                                    \
   }
 

@@ -13,11 +13,16 @@ DEVICE int rows_from(const T* matrix, int out, int in, const T** rows) {
   return first;
 }
 
-// x [E] = table [V, E] of the token; and a step begins: nothing has changed yet.
+// x [E] = table [V, E] of the token, turn [D] = cosines and sines of its position for RoPE frequencies [D/2]; and a step
+// begins: nothing has changed yet.
 template <class T>
-DEVICE void embed(State* state, const T* table, float* x, int n) {
+DEVICE void embed(State* state, const T* table, float* x, int n, const float* inverse, float* turn, int half) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) x[i] = to_float(table[(long long)state->token * n + i]);
+  if (i < half) {
+    float angle = state->position * inverse[i];
+    turn[i] = cosf(angle), turn[i + half] = sinf(angle);
+  }
   if (i == 0) state->turned = state->refreshed = state->swaps = 0;
 }
 
@@ -131,7 +136,10 @@ DEVICE void pick_token(
 }
 
 #define GEMV(T, suffix)                                                                                              \
-  extern "C" __global__ void KERNEL(embed_##suffix)(State* state, const T* table, float* x, int n) { embed(state, table, x, n); }               \
+  extern "C" __global__ void KERNEL(embed_##suffix)(State* state, const T* table, float* x, int n,                   \
+                                                    const float* inverse, float* turn, int half) {                   \
+    embed(state, table, x, n, inverse, turn, half);                                                                  \
+  }                                                                                                                  \
   extern "C" __global__ void KERNEL(norm_project_##suffix)                                                                                      \
   (const float* x, const T* gain, float epsilon, const T* matrix, const T* bias, float* out, int in, int count) {    \
     norm_project(x, gain, epsilon, matrix, bias, out, in, count);                                                    \

@@ -15,17 +15,25 @@ DEVICE void norm_rows(const float* x, const T* gain, float epsilon, T* out, int 
   normed(x + (long long)blockIdx.x * n, gain, n, epsilon, out + (long long)blockIdx.x * n);
 }
 
+// turns [T, D]: for each token the cosines of its position and the D/2 RoPE frequencies, then the sines. A block a token.
+extern "C" __global__ void KERNEL(turns)(const int* positions, const float* inverse, float* turns, int half) {
+  for (int j = threadIdx.x; j < half; j += blockDim.x) {
+    float angle = positions[blockIdx.x] * inverse[j], *to = turns + (long long)blockIdx.x * 2 * half + j;
+    to[0] = cosf(angle), to[half] = sinf(angle);
+  }
+}
+
 // qkv [T, (H + 2 G) D]: adds the bias, turns queries in place, and stores turned keys and values in the slab, where
 // `keys` and `values` are the first of T rows [G, D]. A block a token.
 template <class T>
-DEVICE void rope_rows(T* qkv, const T* bias, const int* positions, const float* inverse, T* keys, T* values, int heads,
-                      int groups, int dim) {
+DEVICE void rope_rows(T* qkv, const T* bias, const float* turns, T* keys, T* values, int heads, int groups,
+                      int dim) {
   int half = dim / 2, turned = (heads + groups) * half, token = blockIdx.x;
   T* row = qkv + (long long)token * (heads + 2 * groups) * dim;
   for (int i = threadIdx.x; i < turned; i += blockDim.x) {
     int h = i / half, j = i % half, at = h * dim + j;
     float a = to_float(row[at]) + to_float(bias[at]), b = to_float(row[at + half]) + to_float(bias[at + half]);
-    float angle = positions[token] * inverse[j], c = cosf(angle), s = sinf(angle);
+    float c = turns[(long long)token * dim + j], s = turns[(long long)token * dim + half + j];
     T* to = h < heads ? row + at : keys + ((long long)token * groups + h - heads) * dim + j;
     to[0] = from_float<T>(a * c - b * s), to[half] = from_float<T>(b * c + a * s);
   }
@@ -73,10 +81,9 @@ DEVICE void silu_rows(const T* both, T* out, int n) {
   extern "C" __global__ void KERNEL(norm_rows_##suffix)(const float* x, const T* gain, float epsilon, T* out, int n) { \
     norm_rows(x, gain, epsilon, out, n);                                                                               \
   }                                                                                                                    \
-  extern "C" __global__ void KERNEL(rope_rows_##suffix)(T* qkv, const T* bias, const int* positions,                   \
-                                                        const float* inverse, T* keys, T* values, int heads,           \
-                                                        int groups, int dim) {                                         \
-    rope_rows(qkv, bias, positions, inverse, keys, values, heads, groups, dim);                                        \
+  extern "C" __global__ void KERNEL(rope_rows_##suffix)(T* qkv, const T* bias, const float* turns, T* keys,            \
+                                                        T* values, int heads, int groups, int dim) {                   \
+    rope_rows(qkv, bias, turns, keys, values, heads, groups, dim);                                        \
   }                                                                                                                    \
   extern "C" __global__ void KERNEL(softmax_rows_##suffix)(float* scores, int columns, int new_at) {                   \
     softmax_rows<T>(scores, columns, new_at);                                                                          \
