@@ -37,7 +37,7 @@ class EmulatedDevice:
     def __init__(self, total_bytes: int = 1 << 30, order: int = 0, kernels: ctypes.CDLL | None = None) -> None:
         self.name, self.index, self.compute_capability, self.multiprocessors = "emulated", 0, (8, 7), 4
         self.bandwidth: float | None = 1e9
-        self.total_bytes, self.stream = total_bytes, 1
+        self.total_bytes, self.driver_version, self.stream = total_bytes, 12020, 1
         self.order = order
         self.launches = 0  # kernels and graphs launched, for tests that count
         self._library = kernels or project_kernels()

@@ -16,13 +16,10 @@ from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from tests.cuda_on_cpu import compiled
 from tests.emulator import EmulatedDevice, GpuFault
 
-TOYS = compiled.HERE / "toys.cu"
 
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiled.require_compiler()
-    return compiled.compile_kernels([TOYS], tmp_path_factory.mktemp("toys"))
+@pytest.fixture
+def toys() -> ctypes.CDLL:
+    return compiled.toy_kernels()
 
 
 @pytest.fixture(params=[0, 1, 2026], ids=["in-order", "last-first", "shuffled"])

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from ctypes import c_float, c_int32, c_int64
 from pathlib import Path
@@ -21,27 +25,24 @@ TOYS = compiled.HERE / "toys.cu"
 Make = Callable[[], Device]
 
 
-def _emulated(folder: Path) -> Make:
-    compiled.require_compiler()
-    library = compiled.compile_kernels([TOYS], folder)
-    return lambda: EmulatedDevice(kernels=library)
-
-
-def _on_a_gpu(folder: Path) -> Make:
+def _ptx_on_a_gpu(folder: Path) -> Path:
+    """Skips the test where there is no GPU, and says what is missing."""
+    ptx = folder / "toys.ptx"
     try:
         CudaDevice().close()
-        text = compile_sources([TOYS])
+        ptx.write_text(os.environ.get("TOYS") or compile_sources([TOYS]))  # test_cuda.py gives what is no PTX
     except EngineError as error:
         pytest.skip(str(error))
-    ptx = folder / "toys.ptx"
-    ptx.write_text(text)
-    return lambda: CudaDevice(ptx=ptx)
+    return ptx
 
 
 @pytest.fixture(scope="module", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
-    folder = tmp_path_factory.mktemp("toys")
-    return _emulated(folder) if request.param == "emulated" else _on_a_gpu(folder)
+    if request.param == "emulated":
+        kernels = compiled.toy_kernels()
+        return lambda: EmulatedDevice(kernels=kernels)
+    ptx = _ptx_on_a_gpu(tmp_path_factory.mktemp("toys"))
+    return lambda: CudaDevice(ptx=ptx)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,7 @@ def test_what_it_says_of_itself(device: Device) -> None:
     assert device.multiprocessors > 0 and device.total_bytes > 1 << 28
     assert device.bandwidth is None or 1e9 <= device.bandwidth < 1e14
     assert isinstance(device.stream, int) and device.stream
+    assert 0 < device.free_bytes <= device.total_bytes and device.driver_version >= 12020
 
 
 def test_new_memory_is_zero_and_aligned(device: Device) -> None:
@@ -89,14 +91,8 @@ def test_there_and_back(device: Device) -> None:
 def test_views(device: Device) -> None:
     values = np.arange(24, dtype=np.int32).reshape(4, 3, 2)
     array = DeviceArray.of(device, values)
-    assert (array.shape, array.dtype, array.nbytes, array.size, array.ndim, len(array)) == (
-        (4, 3, 2),
-        "i4",
-        96,
-        24,
-        3,
-        4,
-    )
+    assert (array.shape, array.nbytes, array.size, array.ndim, len(array)) == ((4, 3, 2), 96, 24, 3, 4)
+    assert array.dtype == np.int32
     for key in (0, -1, np.int64(2), slice(1, 3), slice(None, 2), slice(-2, None), slice(3, 1), None, ...):
         assert np.array_equal(array[key].numpy(), values[key])
     assert np.array_equal(array.reshape(6, -1).numpy(), values.reshape(6, 4))
@@ -375,6 +371,20 @@ def test_events(device: Device) -> None:
     assert 0 <= end.seconds_since(start) < 10
 
 
+def test_from_any_thread(device: Device) -> None:
+    found: list[list[float]] = []
+    array = DeviceArray.of(device, np.arange(64, dtype=np.float32))
+
+    def work() -> None:  # a thread that CUDA has not seen
+        device.kernel("turn", 1, 64, array.pointer, c_int32(1), shared=256)()
+        found.append(DeviceArray.of(device, array.numpy()).numpy().tolist())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found == [list(range(63, -1, -1))]
+
+
 # The end
 
 
@@ -393,20 +403,17 @@ def test_close(make: Make) -> None:
 @pytest.mark.gpu
 def test_a_lost_context_stays_lost(tmp_path: Path) -> None:
     """In a process of its own, for its context cannot be had back."""
-    import subprocess
-    import sys
-
-    _on_a_gpu(tmp_path)
+    ptx = _ptx_on_a_gpu(tmp_path)
     code = f"""
 import ctypes, pathlib, numpy as np
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.cuda import CudaDevice
 from dycoke_edge.runtime.gpu.device import DeviceArray
-device = CudaDevice(ptx=pathlib.Path({str(tmp_path / "toys.ptx")!r}))
+device = CudaDevice(ptx=pathlib.Path({str(ptx)!r}))
 kept = DeviceArray.empty(device, (8,), np.float32)
 device.kernel("turn", 1, 64, ctypes.c_void_p(64), ctypes.c_int32(1), shared=256)()
 def launch():
-    device.kernel("turn", 1, 64)
+    device.kernel("turn", 1, 64, ctypes.c_void_p(kept.address), ctypes.c_int32(1), shared=256)()
 for call in (device.synchronize, kept.numpy, lambda: device.alloc(8), device.record, launch):
     try:
         call()
@@ -424,7 +431,7 @@ print("closed")
 
 
 @pytest.mark.gpu
-def test_the_projects_kernels_load() -> None:
+def test_kernels_ptx() -> None:
     try:
         device = CudaDevice()
     except EngineError as error:

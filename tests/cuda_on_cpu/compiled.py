@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import os
@@ -34,9 +35,13 @@ class Tail(ctypes.Structure):
 @functools.cache
 def project_kernels() -> ctypes.CDLL:
     """The project's kernels, compiled once a process; skips the test where g++ is absent, but fails it in CI."""
-    require_compiler()
-    with tempfile.TemporaryDirectory() as folder:
-        return compile_kernels(sorted(KERNELS.glob("*.cu")), Path(folder))
+    return compile_kernels(sorted(KERNELS.glob("*.cu")), _new_folder())
+
+
+@functools.cache
+def toy_kernels() -> ctypes.CDLL:
+    """Those of toys.cu; its file stays until the process ends."""
+    return compile_kernels([HERE / "toys.cu"], _new_folder())
 
 
 def require_compiler() -> None:
@@ -50,6 +55,7 @@ def require_compiler() -> None:
 
 def compile_kernels(sources: Sequence[Path], folder: Path) -> ctypes.CDLL:
     """Every __global__ function of these files, callable by name; one translation unit, as kernels.ptx is."""
+    require_compiler()
     wrapper, kernels, fibers, library = (folder / name for name in ("k.cpp", "k.o", "fibers.o", "k.so"))
     wrapper.write_text(_wrapper(sources, ()))
     plain = _run("g++", *FLAGS, "-E", "-P", "-D__global__=__global__", wrapper)
@@ -60,6 +66,15 @@ def compile_kernels(sources: Sequence[Path], folder: Path) -> ctypes.CDLL:
     _run("g++", *FLAGS, "-c", HERE / "fibers.cpp", "-o", fibers)
     _run("g++", "-shared", kernels, fibers, "-o", library)
     return _declared(ctypes.CDLL(str(library)))
+
+
+def compile_driver(folder: Path, cuda: int) -> None:
+    """libcuda.so.1 and libcublas.so.N of CUDA N (its major version), with the CPU for a GPU."""
+    driver, blas = folder / "libcuda.so.1", folder / f"libcublas.so.{cuda}"
+    options = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", f"-I{HERE}")
+    version = f"-DDRIVER_VERSION={cuda}020"
+    _run("g++", *options, version, "-Wl,-soname,libcuda.so.1", HERE / "libcuda.cpp", "-o", driver, "-ldl")
+    _run("g++", *options, f"-Wl,-soname,{blas.name}", HERE / "libcublas.cpp", driver, "-o", blas)
 
 
 def _wrapper(sources: Sequence[Path], names: Sequence[str]) -> str:
@@ -77,6 +92,12 @@ extern "C" const Kernel kernels[] = {{
 extern "C" const int kernel_count = {len(names)};
 }}
 """
+
+
+def _new_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="cuda_on_cpu"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _run(*command: str | Path) -> str:
