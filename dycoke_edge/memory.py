@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dycoke_edge import contract
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import SCRATCH_ROWS, EngineSpec
 from dycoke_edge.dycoke import count_merged
@@ -27,6 +28,7 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
         "random_weights": manifest.random_seed is not None,
         **model.model_dump(),
         "merge_ratios": list(manifest.merge_ratios),
+        "vision_graphs": _vision_graphs(bundle),
         "bytes_on_disk": sum(entry.size for entry in manifest.files.values()),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "kv_bytes_at_capacity": kv_capacity * model.kv_bytes_per_token,
@@ -38,6 +40,12 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
         "kv_rows_fit": rows <= kv_capacity,
         "memory_needed": _needed(bundle, num_frames, rows),
     }
+
+
+def _vision_graphs(bundle: Bundle) -> dict[str, str | None]:
+    """The file that each provider runs, None where it has to be exported again."""
+    files = {"cpu": "onnx/vision.onnx"} | {p: f"onnx/{form}.onnx" for (_, p), form in contract.FORMS.items()}
+    return {provider: file if file in bundle.manifest.files else None for provider, file in files.items()}
 
 
 def _needed(bundle: Bundle, num_frames: int, rows: int) -> dict[str, int]:

@@ -24,6 +24,7 @@ from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.dycoke import kept_per_frame
 from dycoke_edge.export.checkpoint import TORCH_DTYPE, Checkpoint
+from dycoke_edge.export.forms import write_cuda, write_tensorrt
 from dycoke_edge.export.graph import align, finish
 
 
@@ -36,6 +37,7 @@ class VisionEncoder(nn.Module):
         make: Any = AutoModel.from_config
         self.vision_tower = make(config.vision_config, attn_implementation="eager")
         self.layer = config.vision_feature_layer
+        self.depth = range(config.vision_config.num_hidden_layers + 1)[self.layer]  # layers up to there
         wide, narrow = config.vision_config.hidden_size, config.text_config.hidden_size
         bias = config.multimodal_projector_bias
         self.multi_modal_projector = nn.ModuleDict(
@@ -128,11 +130,14 @@ class Merge(nn.Module):
 
 
 def write_vision(folder: Path, encoder: VisionEncoder, spec: ModelSpec) -> None:
-    """Trace the encoder into vision.onnx."""
+    """Trace the encoder into vision.onnx, and write the forms of it that GPU engines run."""
     shape = NormalizedVisionConfig(encoder.config.vision_config)
     dummy = DummyVisionInputGenerator("image-text-to-text", shape, batch_size=2)
     pixels = dummy.generate("pixel_values", framework="pt", float_dtype=spec.dtype)
     _trace(folder, encoder, (pixels,), contract.vision(spec))
+    vision = folder / "vision.onnx"
+    write_cuda(vision, folder / f"{contract.FORMS['vision', 'cuda']}.onnx", encoder.depth)
+    write_tensorrt(vision, folder / f"{contract.FORMS['vision', 'tensorrt']}.onnx", encoder.depth)
 
 
 def write_merge(folder: Path, spec: ModelSpec, merge_ratio: float) -> None:

@@ -154,6 +154,8 @@ def test_inspect_is_arithmetic_on_files(capsys: Capture, tiny_bundle: Path) -> N
     assert facts["bytes_on_disk"] == on_disk - (tiny_bundle / "dycoke_edge.json").stat().st_size
     assert facts["kv_bytes_per_token"] == 2 * 6 * 2 * 32 * 4  # K and V, layers, KV heads, head dim, fp32
     assert facts["kv_bytes_at_capacity"] == 8192 * 3072
+    graphs = {"cpu": "onnx/vision.onnx", "cuda": "onnx/vision_cuda.onnx", "tensorrt": "onnx/vision_trt.onnx"}
+    assert facts["vision_graphs"] == graphs
     assert facts["visual_tokens_in"] == 32 * 16 and facts["visual_tokens_kept"] == 8 * (16 + 3 * 4)
     assert facts["kv_rows_needed"] == 224 + 256 and facts["kv_rows_fit"] is True
     need = facts["memory_needed"]
@@ -222,7 +224,7 @@ def test_export_then_run(capsys: Capture, tiny_checkpoint: Path, tmp_path: Path)
     options = ("--dtype", "fp16", "--merge-ratio", 0.25, 1, "--split-layer", 2)
     bundle = tmp_path / "new" / "folder" / "bundle"
     outcome = here(capsys, "export", tiny_checkpoint, bundle, *options)
-    assert outcome.code == 0 and json.loads(outcome.out) == {"bundle": str(bundle), "files": 13, "ok": True}
+    assert outcome.code == 0 and json.loads(outcome.out) == {"bundle": str(bundle), "files": 16, "ok": True}
     assert re.search(r"^decoder_deep +logits +max abs \S+ +relative \S+ +argmax 100.00% +ok$", outcome.err, re.M)
     facts = json.loads(here(capsys, "inspect", bundle, "--json", "--merge-ratio", 0.25).out)
     assert (facts["dtype"], facts["split_layer"], facts["merge_ratios"]) == ("fp16", 2, [0.25, 1.0])

@@ -32,6 +32,7 @@ BUNDLES = {
     "half_bundle": ["vision", "merge_050", *DECODERS],
 }
 GRAPHS = [(bundle, name) for bundle, names in BUNDLES.items() for name in names]
+FORMS = ["vision_cuda", "vision_trt"]  # of vision; each keeps the rules but those below
 # All that the graphs need, and TensorRT 8.6 to 11 and every ONNX Runtime have. An op that is new here must be looked
 # up there first.
 # fmt: off
@@ -223,6 +224,43 @@ def the_checker_passes(graph: Exported) -> list[str]:
     return []
 
 
+# the forms of the vision graph for engines of their own
+
+
+def weights_lie_with_those_of_vision(graph: Exported) -> list[str]:
+    """A form is small: big weights are those of vision.onnx, in its file."""
+    places = {said["location"] for said in graph.external.values()}
+    found = [] if places == {"vision.onnx.data"} else [f"weights lie in {sorted(places)}"]
+    others = {name for name in graph.constants if name not in graph.external}
+    biggest = max((graph.array(name).nbytes for name in others), default=0)
+    return found + ([f"{biggest} bytes in the graph file"] if biggest > 2**21 else [])
+
+
+def contrib_ops_are_those_of_vision_cuda(graph: Exported) -> list[str]:
+    """com.microsoft's fused operators, and around them no cast, softmax or convolution is left."""
+    imports = {(opset.domain, opset.version) for opset in graph.model.opset_import}
+    found = [] if imports == {("", 17), ("com.microsoft", 1)} else [f"opsets {sorted(imports)}"]
+    fused = {node.op_type for node in graph.nodes if node.domain}
+    found += [
+        f"{op} of com.microsoft" for op in sorted(fused ^ {"MultiHeadAttention", "SkipLayerNormalization", "FastGelu"})
+    ]
+    plain = {node.op_type for node in graph.nodes if not node.domain}
+    return found + [f"op {op}" for op in sorted(plain - (ALLOWED - {"Cast", "Conv", "Softmax", "Tanh", "Pow"}))]
+
+
+def attention_is_what_tensorrt_fuses(graph: Exported) -> list[str]:
+    """MatMul, Softmax, MatMul, with nothing in between, and in one precision."""
+    maker = {name: node for node in graph.nodes for name in node.output}
+    users = {name: node for node in graph.nodes for name in node.input}
+    types, found = graph.element_types(), []
+    for node in (node for node in graph.nodes if node.op_type == "Softmax"):
+        around = maker[node.input[0]].op_type, users[node.output[0]].op_type
+        found += [] if around == ("MatMul", "MatMul") else [f"{node.name} is between {around}"]
+        if types[node.input[0]] != types[graph.spec.inputs[0].name]:
+            found.append(f"{node.name} takes {types[node.input[0]]}")
+    return found
+
+
 Rule = Callable[[Exported], list[str]]
 RULES: list[Rule] = [
     opset_17_and_no_other_domain,
@@ -242,6 +280,27 @@ RULES: list[Rule] = [
     decoder_layers_share_no_weight,
     the_checker_passes,
 ]
+
+
+OF_ONE_FILE = {weights_lie_in_one_file_beside_it}
+FORM_RULES = {
+    "vision_cuda": [
+        *(
+            rule
+            for rule in RULES
+            if rule
+            not in OF_ONE_FILE
+            | {opset_17_and_no_other_domain, only_allowed_ops, half_graphs_have_fp32_islands, every_value_has_a_type}
+        ),
+        weights_lie_with_those_of_vision,
+        contrib_ops_are_those_of_vision_cuda,
+    ],
+    "vision_trt": [
+        *(rule for rule in RULES if rule not in OF_ONE_FILE | {half_graphs_have_fp32_islands}),
+        weights_lie_with_those_of_vision,
+        attention_is_what_tensorrt_fuses,
+    ],
+}
 
 
 def rule_name(rule: Rule) -> str:
@@ -265,10 +324,35 @@ def test_graphs_keep_the_rule(exported: Exported, rule: Rule) -> None:
     assert rule(exported) == []
 
 
+def form(folder: Path, name: str) -> Exported:
+    path = folder / "onnx" / f"{name}.onnx"
+    return Exported(path, onnx.load(path, load_external_data=False), contract.vision(open_bundle(folder).model))
+
+
+FORM_CASES = [(bundle, name, rule) for bundle in BUNDLES for name in FORMS for rule in FORM_RULES[name]]
+
+
+@pytest.mark.parametrize(("bundle", "name", "rule"), FORM_CASES)
+def test_forms_of_vision_keep_the_rule(request: pytest.FixtureRequest, bundle: str, name: str, rule: Rule) -> None:
+    assert rule(form(request.getfixturevalue(bundle), name)) == []
+
+
+def test_a_form_may_not_be_the_traced_graph_or_the_other(tiny_bundle: Path) -> None:
+    """The rules of their own can fail."""
+    traced, cuda, trt = (form(tiny_bundle, name) for name in ("vision", *FORMS))
+    assert attention_is_what_tensorrt_fuses(traced) and contrib_ops_are_those_of_vision_cuda(traced)
+    assert contrib_ops_are_those_of_vision_cuda(trt) and opset_17_and_no_other_domain(cuda)
+    for tensor in trt.model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "vision_trt.onnx.data" if entry.key == "location" else entry.value
+    assert weights_lie_with_those_of_vision(trt)
+
+
 @pytest.mark.parametrize("name", BUNDLES)
 def test_these_are_all_graphs_of_a_bundle(request: pytest.FixtureRequest, name: str) -> None:
     files = request.getfixturevalue(name).joinpath("onnx").glob("*.onnx")
-    assert {file.stem for file in files} == set(BUNDLES[name])
+    assert {file.stem for file in files} == {*BUNDLES[name], *FORMS}
+    assert set(contract.FORMS.values()) == set(FORMS)
 
 
 def test_no_op_is_allowed_that_no_graph_needs(request: pytest.FixtureRequest) -> None:
