@@ -81,14 +81,26 @@ def test_pooling_is_what_transformers_does(fresh: train.Learner) -> None:
     assert torch.allclose(train.halved(features), pool(fresh.tiny.model, features), atol=1e-6)
 
 
-def test_a_lossy_batch_keeps_some_tokens_in_order(tokenizer: Tokenizer) -> None:
-    batch = batches.make(tokenizer, "train", [3, 4], 8, lossy=True)
-    total = 8 * batches.TOKENS
-    assert 0.25 * total < batch.kept.shape[1] < total and batch.kept.max() < total
-    assert (batch.kept.diff(dim=1) > 0).all() and not torch.equal(batch.kept[0], batch.kept[1])
-    assert (
-        batch.motions.shape[1] == batch.kept.shape[1] and (batch.positions[:, : -batch.ids.shape[1]].diff() > 0).all()
-    )
+def test_a_lossy_batch_loses_borders_and_frames_but_nothing_inside(tokenizer: Tokenizer) -> None:
+    found = set()
+    for seed in range(0, 60, 2):
+        batch = batches.make(tokenizer, "train", [seed, seed + 1], 8, lossy=True)
+        assert (batch.kept.diff(dim=1) > 0).all() and batch.kept.max() < 8 * batches.TOKENS
+        assert batch.motions.shape[1] == batch.kept.shape[1]
+        assert (batch.positions[:, : -batch.ids.shape[1]].diff() > 0).all()
+        for row, clip in zip(batch.kept, (seed, seed + 1), strict=True):
+            frames, places = row // batches.TOKENS, row % batches.TOKENS
+            alike = [places[frames == frame].tolist() for frame in frames.unique()]
+            assert all(shown == alike[0] for shown in alike)
+            lines, columns = {p // cells.GRID for p in alike[0]}, {p % cells.GRID for p in alike[0]}
+            assert len(alike[0]) == len(lines) * len(columns) and lines & columns >= set(range(1, cells.GRID - 1))
+            assert len(alike) >= 4
+            spark = plan(clip, "train", 8).spark
+            assert spark is None or spark.frame in frames
+            found |= {("border", len(alike[0]) < batches.TOKENS), ("frames", len(alike) < 8)}
+    assert len(found) == 4
+    whole = batches.make(tokenizer, "train", [0], 8)
+    assert whole.kept.tolist() == [list(range(8 * batches.TOKENS))]
 
 
 def test_cells_say_what_stands_there_and_where_it_goes() -> None:
@@ -106,6 +118,40 @@ def test_cells_say_what_stands_there_and_where_it_goes() -> None:
     there = motions[frame][seen[frame]]
     assert there[:, cells.MOTIONS.index(thing.direction)].all() and there[:, cells.MOTIONS.index("came")].all()
     assert not there[:, cells.MOTIONS.index("stands")].any() and not motions[~seen].any()
+
+
+@torch.no_grad()
+def test_motions_are_asked_of_rows_that_answers_can_still_read(fresh: train.Learner, tokenizer: Tokenizer) -> None:
+    """What later layers do to a row changes no motion, for no answer could read it there."""
+    batch = batches.make(tokenizer, "train", [3], 8)
+    layers = fresh.tiny.model.language_model.layers
+    _, _, before = fresh(batch)
+    saved = {
+        index: layers[index].mlp.down_proj.weight.clone() for index in (train.MOTION_LAYER - 1, train.MOTION_LAYER)
+    }
+    changed = []
+    for index, weight in saved.items():
+        layers[index].mlp.down_proj.weight.mul_(-3)
+        changed.append(not torch.allclose(fresh(batch)[2], before))
+        layers[index].mlp.down_proj.weight.copy_(weight)
+    assert changed == [True, False] and len(layers) > train.MOTION_LAYER + 1
+
+
+def test_the_rate_falls_with_steps_or_time() -> None:
+    assert train.rate(0.0, 1.0) < train.rate(0.01, 1.0) < train.rate(train.WARM, 1.0) == 1.0
+    assert train.rate(0.5, 1.0) > train.rate(0.9, 1.0) > train.rate(1.0, 1.0) == pytest.approx(0.02)
+    assert train.rate(1.3, 1.0) == pytest.approx(0.02)
+
+
+@pytest.mark.slow
+def test_training_ends_with_its_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "HELD_OUT_CLIPS", 2)
+    done = train.train(tmp_path / "tiny", 1000, batch=2, workers=0, frames=(8,), minutes=1e-4)
+    (line,) = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert 0 < len(done) == line["step"] < 1000 and {"short", "describe", "moving"} <= set(line)
+    assert list((tmp_path / "tiny").glob("*.safetensors"))
 
 
 @pytest.mark.slow

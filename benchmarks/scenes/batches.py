@@ -3,8 +3,10 @@
 A sequence is prefix, visual tokens, then blocks "question, answer". A block attends to the prefix, the frames and
 itself, and its positions begin where the frames end: it sees what it would alone, and the frames are encoded once.
 
-Half of the training batches lose visual tokens at random. A large model has seen pictures of many sizes and films of
-many rates; one trained on this fixed grid alone would read time and place from counting tokens.
+Half of the training batches lose a border of every picture, or whole frames, or both. A large model has seen pictures
+of many sizes and films of many rates; one trained on this fixed grid alone would read time and place from counting
+tokens. Tokens inside a picture are never lost: that is what methods are compared by, and a model trained on one
+method's gaps would favour it.
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from benchmarks.scenes import cells, pictures, questions
-from benchmarks.scenes.world import Split, draw, plan
+from benchmarks.scenes.world import Scene, Split, draw, plan
 
-TOKENS = 49  # visual tokens a frame
+TOKENS = cells.GRID**2  # visual tokens a frame
 FRAMES = (8, 12, 16, 24, 32)
 EASY = 2  # of FRAMES: the lengths that training begins with
 PICTURES = 2  # beside each clip
-LOST = 0.7  # at most, of a batch that loses tokens
+LOST = 0.5  # of the frames at most, in a batch that loses frames
 IGNORED = -100
 
 
@@ -80,10 +83,10 @@ def blocks(tokenizer: Tokenizer, asked: list[questions.Question]) -> tuple[list[
 
 
 def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, lossy: bool = False) -> Batch:
-    """A batch of the scenes with these seeds; a `lossy` one has lost visual tokens at random."""
+    """A batch of the scenes with these seeds; a `lossy` one has lost a border, or frames, or both."""
     prefix = tokenizer.encode("<|im_start|>user ", add_special_tokens=False).ids
     scenes = [plan(seed, split, frames) for seed in seeds]
-    kept, span = _kept(np.random.default_rng([seeds[0], 4]), len(seeds), frames * TOKENS, lossy)
+    kept, span = _kept(np.random.default_rng([seeds[0], 4]), scenes, lossy)
     rows = [blocks(tokenizer, questions.ask(scene, seed)) for scene, seed in zip(scenes, seeds, strict=True)]
     width = max(len(row[0]) for row in rows)
     fill = (0, IGNORED, 0, 0)
@@ -105,14 +108,34 @@ def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, loss
     )
 
 
-def _kept(random: np.random.Generator, clips: int, total: int, lossy: bool) -> tuple[Tensor, Tensor]:
+def _kept(random: np.random.Generator, scenes: list[Scene], lossy: bool) -> tuple[Tensor, Tensor]:
     """Which visual tokens stay, int64 [clips, M], and their positions, the original ones or renumbered."""
-    if not lossy:
-        every = torch.arange(total).expand(clips, -1)
-        return every, every
-    count = int(total * (1 - random.uniform(0, LOST)))
-    kept = torch.from_numpy(np.sort(random.random((clips, total)).argsort(1)[:, :count], 1))
-    return kept, kept if random.random() < 0.5 else torch.arange(count).expand(clips, -1)
+    frames, which = scenes[0].frames, random.integers(3) if lossy else -1
+    inside = np.flatnonzero(_uncropped(random) if which in (0, 2) else np.ones(TOKENS, np.bool_))
+    count = frames - int(random.integers(1, int(LOST * frames) + 1)) if which in (1, 2) else frames
+    shown = np.stack([_shown(random, scene, count) for scene in scenes])
+    kept = torch.from_numpy((shown[:, :, None] * TOKENS + inside).reshape(len(scenes), -1))
+    renumbered = torch.arange(kept.shape[1]).expand(len(scenes), -1)
+    return kept, renumbered if lossy and random.random() < 0.5 else kept
+
+
+def _uncropped(random: np.random.Generator) -> NDArray[np.bool_]:
+    """bool [TOKENS], False on the outermost row or column of one to four sides: little of a thing is there."""
+    top, bottom, left, right = random.random(4) < 0.5
+    grid = np.ones((cells.GRID, cells.GRID), np.bool_)
+    grid[0] &= not top
+    grid[-1] &= not bottom
+    grid[:, 0] &= not left
+    grid[:, -1] &= not right
+    return grid.flatten()
+
+
+def _shown(random: np.random.Generator, scene: Scene, count: int) -> NDArray[np.int64]:
+    """`count` frames of a clip, in order. The one with the spark is among them: a question asks for it."""
+    order = random.permutation(scene.frames)
+    if scene.spark is not None:
+        order = np.concatenate(([scene.spark.frame], order[order != scene.spark.frame]))
+    return np.sort(order[:count])
 
 
 class Stream(IterableDataset[Batch]):
