@@ -181,7 +181,12 @@ def test_a_call_that_fails(status: Status, said: str) -> None:
 )
 def test_a_lost_context_stays_lost(status: str) -> None:
     calls = []
-    driver = Driver(module(cuCall=lambda: (Status[f"CUDA_ERROR_{status}"],), cuOther=lambda: calls.append(1) or (OK,)))
+
+    def other() -> tuple[Status]:
+        calls.append(1)
+        return (OK,)
+
+    driver = Driver(module(cuCall=lambda: (Status[f"CUDA_ERROR_{status}"],), cuOther=other))
     texts = set()
     for name in ("cuCall", "cuOther", "cuCall"):
         with pytest.raises(EngineError) as caught:

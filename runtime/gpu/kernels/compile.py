@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ PACKAGE = "nvidia-cuda-nvrtc-cu12==12.2.140"
 OPTIONS = ("--gpu-architecture=compute_80", "--std=c++17", "--extra-device-vectorization", f"--include-path={HERE}")
 
 
-def main() -> None:
-    """Write kernels.ptx; EngineError if NVRTC is missing, another, or does not accept a source."""
-    PTX.write_text(compile_sources(sources()), encoding="ascii")
+def main(files: Sequence[str]) -> None:
+    """Write kernels.ptx, or for each .cu file named a .ptx beside it; EngineError if NVRTC is missing, another, or does
+    not accept a source."""
+    for file in map(Path, files):
+        file.with_suffix(".ptx").write_text(compile_sources([file.resolve()]), encoding="ascii")
+    if not files:
+        PTX.write_text(compile_sources(sources()), encoding="ascii")
 
 
 def sources() -> list[Path]:
@@ -78,4 +83,4 @@ def _call(nvrtc: Any, name: str, *arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
