@@ -190,4 +190,9 @@ def verify(args: argparse.Namespace) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """dycoke-edge doctor"""
-    output.facts(examine(), args.json)
+    facts = examine()
+    if facts["can_run"]:
+        from dycoke_edge.runtime.readiness import gpu_facts
+
+        facts |= gpu_facts()
+    output.facts(facts, args.json)

@@ -11,7 +11,7 @@ from typing import Any
 
 DEVICE = ("numpy", "onnxruntime", "tokenizers", "av", "pillow", "pydantic", "rich", "jinja2")
 EXPORT = ("torch", "transformers", "onnx", "onnxscript", "optimum", "safetensors")
-GPU = ("onnxruntime-gpu", "tensorrt")
+GPU = ("onnxruntime-gpu", "cuda-bindings", "tensorrt")
 
 
 def examine() -> dict[str, Any]:

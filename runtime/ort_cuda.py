@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnxruntime
@@ -32,6 +33,7 @@ from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 CUDA = "CUDAExecutionProvider"
 WITH_SHAPES = ("decoder_shallow", "decoder_deep")  # they slice by the number of cached rows, which the CPU computes
 OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "CUBLAS_STATUS_ALLOC_FAILED")
+DRIVER = "libcuda.so.1"
 INSTALL = "pip uninstall onnxruntime, then pip install 'dycoke-edge[gpu]'"
 
 
@@ -41,6 +43,7 @@ class OrtCudaEngine(OrtCpuEngine):
 
     provider: Provider = "cuda"
     memory = "cuda"  # what ONNX Runtime calls the memory that DeviceArrays lie in
+    on_cuda_only: ClassVar[dict[str, str]] = {"session.disable_cpu_ep_fallback": "1"}
 
     def __init__(self, bundle: Bundle, spec: EngineSpec, device: Device) -> None:
         super().__init__(bundle, spec)
@@ -103,8 +106,8 @@ class OrtCudaEngine(OrtCpuEngine):
     def _open(self, graph: str, path: Path) -> onnxruntime.InferenceSession:
         options = session_options(threads=1)
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        if graph not in WITH_SHAPES:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        for key, value in self.on_cuda_only.items() if graph not in WITH_SHAPES else ():
+            options.add_session_config_entry(key, value)
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=self._providers())
         except Exception as error:
@@ -139,13 +142,8 @@ class OrtCudaEngine(OrtCpuEngine):
 
 def open_cuda(bundle: Bundle, spec: EngineSpec) -> OrtCudaEngine:
     """The engine, or an EngineError that says what this machine lacks."""
-    device = open_device()
-    try:
-        check_onnxruntime()
-    except BaseException:
-        device.close()
-        raise
-    return OrtCudaEngine(bundle, spec, device)
+    check_onnxruntime()
+    return OrtCudaEngine(bundle, spec, open_device())
 
 
 def open_device() -> Device:
@@ -167,7 +165,7 @@ def check_onnxruntime() -> None:
     if not kernels.is_file():  # a build of its own, such as JetPack's, that knows where its libraries are
         return
     missing = libraries.load(libraries.needed_by(kernels))
-    if missing:
+    if missing := [name for name in missing if name != DRIVER]:  # `open_device` says more of it
         raise EngineError(
             f"onnxruntime-gpu {onnxruntime.__version__} needs {', '.join(missing)}, not found here; "
             "run: pip install 'onnxruntime-gpu[cuda,cudnn]', or install CUDA and set LD_LIBRARY_PATH to it"
