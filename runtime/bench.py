@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.bench_result import Result, active, facts
 from dycoke_edge.runtime.board import reset_peak, status_bytes
-from dycoke_edge.runtime.engine import AnyArray, open_engine
+from dycoke_edge.runtime.engine import AnyArray, OnDevice, open_engine
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.power import PowerMeter, total
@@ -31,19 +31,6 @@ from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.synthetic import moving_patch
 from dycoke_edge.runtime.traffic import CountedEngine
 from dycoke_edge.runtime.video import open_visual
-
-DECODER = ("decoder_shallow", "decoder_deep")
-
-
-@runtime_checkable
-class OnDevice(Protocol):
-    """What an engine with memory of its own offers beside `Engine`; without it, device figures are None."""
-
-    def synchronize(self) -> None:
-        """Wait until everything that was started has ended."""
-
-    def take_peak_bytes(self) -> int:
-        """Most bytes of device memory held since the last call."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +116,7 @@ class Bench:
         return lambda results: run(results, self._settings[name])
 
     def _vision(self, results: dict[str, Result]) -> None:
-        self._make_room(DECODER)
+        self._make_room()
         self._engine.load("vision")
         with self._measured(results["vision"]) as seconds:
             self._tokens = self._encode()
@@ -151,9 +138,9 @@ class Bench:
     def _language(self, results: dict[str, Result], compression: Compression) -> None:
         """Prefill, and decode if that is wanted, of frames encoded before."""
         prompt, stats = self._prompt(compression)
-        self._make_room(("vision",))
-        for graph in DECODER:
-            self._engine.load(graph)
+        if not self.llm.spec.stays:
+            self._engine.unload("vision")
+        self.llm.layers.load()
         steps = Decoder(self.llm.layers, self.llm.kv).decode(prompt, compression, self._sampling)
         rows = prompt.num_visual + prompt.num_text
         prefill = results.get("prefill", Result("prefill", None))
@@ -212,23 +199,25 @@ class Bench:
         reset_peak()
         if self._device:
             self._device.take_peak_bytes()
-        self._engine.take()
+        self._take_bytes()
         began = perf_counter()
         yield seconds
-        if self._device:
-            self._device.synchronize()
+        self._engine.synchronize()
         seconds.append(perf_counter() - began)
-        result.bytes_moved = self._engine.take()
+        result.bytes_moved = self._take_bytes()
         result.host_bytes = max(result.host_bytes, status_bytes("VmHWM"))
         if self._device:
             result.device_bytes = max(result.device_bytes or 0, self._device.take_peak_bytes())
         if self._meter:
             result.watts.append(self._meter.mean(began))
 
-    def _make_room(self, graphs: tuple[str, ...]) -> None:
+    def _take_bytes(self) -> int:
+        return self._engine.take() + self.llm.layers.take_bytes()
+
+    def _make_room(self) -> None:
         """As the runtime does: unless they stay, vision and decoder are never in memory together."""
-        for graph in graphs if not self.llm.spec.stays else ():
-            self._engine.unload(graph)
+        if not self.llm.spec.stays:
+            self.llm.layers.unload()
 
     def _encode(self) -> AnyArray:
         llm = self.llm
@@ -237,7 +226,7 @@ class Bench:
     def _encoded(self) -> AnyArray:
         """Visual tokens [F, N, E] of the frames, encoded once."""
         if self._tokens is None:
-            self._make_room(DECODER)
+            self._make_room()
             self._tokens = self._encode()
         return self._tokens
 
@@ -246,7 +235,7 @@ class Bench:
         stats = Stats(
             frames=len(tokens), text_tokens=len(prefix) + len(suffix), why_not=why_not(len(tokens), compression)
         )
-        prompt, _ = self.llm._assemble(prefix, suffix, tokens, compression, stats)
+        prompt, _ = self.llm.assemble(prefix, suffix, tokens, compression, stats)
         return prompt, stats
 
     def _read(self) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import onnxruntime
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.errors import EngineError
-from dycoke_edge.runtime.gpu.device import DeviceArray
+from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 
 Array = NDArray[Any]
 AnyArray: TypeAlias = "NDArray[Any] | DeviceArray"
@@ -39,6 +39,20 @@ class Engine(Protocol):
 
     def synchronize(self) -> None:
         """Wait until all that was asked for is done."""
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """What an engine with memory of its own offers beside `Engine`; without it, device figures are None."""
+
+    def take_peak_bytes(self) -> int:
+        """Most bytes of device memory held since the last call."""
+
+
+def device_of(engine: Engine) -> Device | None:
+    """The GPU that an engine computes on. By name, for an engine may be wrapped in another."""
+    device: Device | None = getattr(engine, "device", None)
+    return device
 
 
 class OrtCpuEngine:

@@ -13,18 +13,21 @@ from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
 from dycoke_edge.contract import MASKED, ModelSpec
 from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.errors import EngineError
-from dycoke_edge.runtime.engine import AnyArray, Engine
+from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
+from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Side, Step
 
 Array = NDArray[Any]
+DECODER = ("decoder_shallow", "decoder_deep")
 
 
 def rope_frequencies(spec: ModelSpec) -> NDArray[np.float32]:
     """fp32 [D/2], as transformers computes them."""
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    return (1.0 / np.float32(spec.rope_theta) ** exponent).astype(np.float32)
+    inverse: NDArray[np.float32] = (1.0 / np.float32(spec.rope_theta) ** exponent).astype(np.float32)
+    return inverse
 
 
 class Rope:
@@ -62,9 +65,24 @@ class GraphLayers:
         self._attention = np.empty(self._mask.size, np.float32)
         self._no_mask = np.zeros((1, 1), np.float32)
 
+    def load(self) -> None:
+        """Open both graphs."""
+        for graph in DECODER:
+            self.engine.load(graph)
+
+    def unload(self) -> None:
+        """Close both graphs."""
+        for graph in DECODER:
+            self.engine.unload(graph)
+
+    def take_bytes(self) -> int:
+        """0: the engine counts what graphs move."""
+        return 0
+
     def new_kv(self, capacity: int) -> KVBuffer:
-        """A buffer in host memory."""
-        return KVBuffer(self.spec, capacity)
+        """A buffer in the engine's memory: a GPU binds its rows where they lie."""
+        device = device_of(self.engine)
+        return KVBuffer(self.spec, capacity, DeviceRows(device, self.spec, capacity) if device else None)
 
     def reserve(self, kv: KVBuffer) -> None:
         """Scratch memory for a KV buffer, once for the largest that is served."""

@@ -62,8 +62,8 @@ class LiveVideo:
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()
         self._window = list[AnyArray]()  # tokens [N, E] of the current window's frames
-        for graph in ("vision", "decoder_shallow", "decoder_deep"):
-            self.engine.load(graph)  # now, not when the first frame comes
+        self.engine.load("vision")  # now, not when the first frame comes
+        llm.layers.load()
         self.clear()
 
     @property

@@ -50,6 +50,15 @@ class Layers(Protocol):
     def logits(self) -> NDArray[np.float32]:
         """fp32 [1, V] of the last token computed."""
 
+    def load(self) -> None:
+        """Make them ready now, not when they are first used."""
+
+    def unload(self) -> None:
+        """Give the weights' memory back, where it can be had again quickly."""
+
+    def take_bytes(self) -> int:
+        """The least bytes that had to be moved since the last call, those that the engine counts not among them."""
+
     def new_kv(self, capacity: int) -> KVBuffer:
         """A buffer whose rows lie where these layers want them."""
 

@@ -19,11 +19,11 @@ from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
+from dycoke_edge.runtime.decoding import open_layers
 from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
-from dycoke_edge.runtime.layers import GraphLayers
 from dycoke_edge.runtime.live import LiveVideo
-from dycoke_edge.runtime.loop import Decoder, Layers, Prompt
+from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.text import Text
@@ -48,7 +48,7 @@ class VideoLLM:
         self.engine = engine
         self.spec = spec
         self.text = Text(bundle)
-        self.layers: Layers = GraphLayers(bundle.model, engine, bundle.embed_tokens(), spec.tokens_at_a_time)
+        self.layers = open_layers(bundle, engine, spec)
         self.kv = self.layers.new_kv(spec.kv_capacity)
         self._decoder = Decoder(self.layers, self.kv)
         self._lives: WeakSet[LiveVideo] = WeakSet()
@@ -118,7 +118,7 @@ class VideoLLM:
         assembled = Prompt(prefix, suffix)
         if len(frames):
             tokens = self._encode(frames, stats, on_progress)
-            assembled, kept = self._assemble(prefix, suffix, tokens, compression, stats)
+            assembled, kept = self.assemble(prefix, suffix, tokens, compression, stats)
             on_seen(Seen(frames, kept))
         yield from self._answer(assembled, compression, sampling, stats, began)
 
@@ -199,8 +199,7 @@ class VideoLLM:
         together."""
         began, in_turn = perf_counter(), not (self.spec.stays or self._lives)
         if in_turn:
-            for graph in ("decoder_shallow", "decoder_deep"):
-                self.engine.unload(graph)
+            self.layers.unload()
         tokens = visual.encode(
             self.bundle,
             self.engine,
@@ -214,7 +213,7 @@ class VideoLLM:
         stats.vision_latency = perf_counter() - began
         return tokens
 
-    def _assemble(
+    def assemble(
         self,
         prefix: NDArray[np.int64],
         suffix: NDArray[np.int64],

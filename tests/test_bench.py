@@ -18,9 +18,9 @@ from dycoke_edge.cli import main, parse_args
 from dycoke_edge.cli_options import take
 from dycoke_edge.config import BENCH_MODES, BenchSpec, Compression, EngineSpec
 from dycoke_edge.runtime import bench as module
-from dycoke_edge.runtime.bench import Bench, OnDevice, question
+from dycoke_edge.runtime.bench import Bench, question
 from dycoke_edge.runtime.bench_result import HEADLINE, Result, ratios, warnings
-from dycoke_edge.runtime.engine import Array, OrtCpuEngine
+from dycoke_edge.runtime.engine import Array, OnDevice, OrtCpuEngine
 from dycoke_edge.runtime.metric import FLOORS, summary
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.power import PowerMeter

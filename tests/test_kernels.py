@@ -167,19 +167,19 @@ def test_products_with_one_token(device: Device, dtype: type[np.floating], shape
     sizes, shared = (c_int32(inputs), c_int32(outputs)), inputs * np.dtype(dtype).itemsize
     normed = (x / np.sqrt((x * x).mean() + eps)).astype(dtype) * gain
     product = matrix.astype(np.float32) @ normed.astype(np.float32)
-    tolerance = {"atol": 2e-2 if dtype == np.float16 else 1e-5}
+    tolerance = 2e-2 if dtype == np.float16 else 1e-5
     args = of[0].pointer, of[1].pointer, c_float(eps), of[2].pointer
     blocks = -(-outputs // 16)
     device.kernel(f"norm_project_{suffix}", blocks, 256, *args, of[3].pointer, out.pointer, *sizes, shared=shared)()
-    np.testing.assert_allclose(out.numpy(), product[:outputs] + bias, **tolerance)
+    np.testing.assert_allclose(out.numpy(), product[:outputs] + bias, atol=tolerance)
     device.kernel(f"norm_project_{suffix}", blocks, 256, *args, c_void_p(0), out.pointer, *sizes, shared=shared)()
-    np.testing.assert_allclose(out.numpy(), product[:outputs], **tolerance)
+    np.testing.assert_allclose(out.numpy(), product[:outputs], atol=tolerance)
     device.kernel(f"gate_up_{suffix}", 2 * blocks, 256, *args, act.pointer, *sizes, shared=shared)()
     gate, up = product[:outputs], product[outputs:]
-    np.testing.assert_allclose(act.numpy(), gate / (1 + np.exp(-gate)) * up, **tolerance)
+    np.testing.assert_allclose(act.numpy(), gate / (1 + np.exp(-gate)) * up, atol=tolerance)
     before, vector = out.numpy(), DeviceArray.of(device, normed.astype(dtype))
     device.kernel(f"add_project_{suffix}", blocks, 256, vector.pointer, of[2].pointer, out.pointer, *sizes)()
-    np.testing.assert_allclose(out.numpy(), before + product[:outputs], **tolerance)
+    np.testing.assert_allclose(out.numpy(), before + product[:outputs], atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [1, 300, 20000])

@@ -40,6 +40,7 @@ class KernelLayers:
         self.weights = Weights(device, bundle)
         self._prefill = Prefill(device, self.weights, inverse, min(chunk, self.spec.max_positions))
         self._scratch = DecodeScratch(device, self.weights, inverse)
+        self._moved = 0
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -49,6 +50,17 @@ class KernelLayers:
         if not np.isfinite(logits.max()):
             raise not_finite()
         return logits
+
+    def load(self) -> None:
+        """Nothing: the weights were uploaded when this was made."""
+
+    def unload(self) -> None:
+        """Nothing: to upload them again takes longer than a short answer."""
+
+    def take_bytes(self) -> int:
+        """Weights once a step or chunk, cached rows once where they are attended to."""
+        moved, self._moved = self._moved, 0
+        return moved
 
     def new_kv(self, capacity: int) -> KVBuffer:
         """A buffer in the GPU's memory."""
@@ -70,6 +82,7 @@ class KernelLayers:
         count = len(embeds)
         rows = kv.left(count) if side == "left" else kv.right(count)
         self._prefill.run(kv, embeds, positions, rows)
+        self._count(kv, count)
         grow = kv.grow_left if side == "left" else kv.grow_right
         grow(count)
 
@@ -83,6 +96,7 @@ class KernelLayers:
         for read in range(most):
             while step.records.count - first < min(most, read + 1 + (AHEAD if greedy else 0)):
                 step.next(self.captured)
+                self._count(kv, 1)
             record = step.records.wait(first + read)
             if read:
                 kv.grow_right(1)
@@ -111,6 +125,12 @@ class KernelLayers:
             one_shot=compression.free_parked,
             threshold=compression.refresh_threshold,
         )
+
+    def _count(self, kv: KVBuffer, new: int) -> None:
+        """Bytes of one pass; of what it attends to as the host knows it, a step or two behind."""
+        row, cut = self.spec.kv_bytes_per_token // self.spec.num_layers, self.spec.split_layer
+        shallow, deep = (rows.stop - rows.start + new for rows in (kv.shallow, kv.deep))
+        self._moved += self.weights.nbytes + row * (cut * shallow + (self.spec.num_layers - cut) * deep)
 
     def _step(self, kv: KVBuffer, choosing: bool) -> DecodeStep:
         assert isinstance(kv.rows, DeviceRows)

@@ -75,7 +75,7 @@ class Prefill:
         """Queries into `qkv`, keys and values into their rows of the buffer."""
         self._norm(layer.input_norm, slice(0, count))
         self._product(self.normed, layer.qkv, self.qkv, count)
-        keys, values = kv.keys(index, rows), kv.values(index, rows)
+        keys, values = kv.rows.plane(2 * index, rows), kv.rows.plane(2 * index + 1, rows)
         sizes = c_int32(self.heads), c_int32(self.groups), c_int32(self.dim)
         self._launch("rope_rows", count, self.qkv, layer.bias, self.turns, keys, values, *sizes)
 
@@ -87,28 +87,35 @@ class Prefill:
         seen = slice(min(cached.start, rows.start), max(cached.stop, rows.stop))
         count, columns, group = tokens.stop - tokens.start, seen.stop - seen.start, self.heads // self.groups
         new_at = 0 if count == 1 else rows.start - seen.start  # one token sees everything
-        keys, values = kv.keys(index, seen), kv.values(index, seen)
+        keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
         queries, context = self.qkv[tokens], self.context[tokens]
         row, per_group = self.groups * self.dim, group * self.dim
         element, area = self.dtype.itemsize, count * columns
-        for head in range(group):  # one product serves the same head of every group: its batch is the groups
-            self.device.gemm(
-                *(count, columns, self.dim),
-                *(queries.address + head * self.dim * element, self.width, keys.address, row),
-                *(self._scores.address + 4 * head * self.groups * area, columns),
-                **{"transpose_b": True, "dtype": self.dtype, "out_dtype": np.float32, "batch": self.groups},
-                **{"stride_a": per_group, "stride_b": self.dim, "stride_c": area},
-            )
-        grid = (count, self.heads, 1)
-        self._launch("softmax_rows", grid, self._scores, c_int32(columns), c_int32(new_at))
+        scores = [self._scores.address + 4 * head * self.groups * area for head in range(group)]
         narrow = 4 // element  # a row of probabilities begins where the row of scores did
-        for head in range(group):
+        # one product serves the same head of every group: its batch is the groups
+        for head, score in enumerate(scores):
+            query = queries.address + head * self.dim * element
             self.device.gemm(
-                *(count, self.dim, columns),
-                *(self._scores.address + 4 * head * self.groups * area, columns * narrow, values.address, row),
-                *(context.address + head * self.dim * element, self.heads * self.dim),
-                **{"dtype": self.dtype, "batch": self.groups},
-                **{"stride_a": area * narrow, "stride_b": self.dim, "stride_c": per_group},
+                *(count, columns, self.dim, query, self.width, keys.address, row, score, columns),
+                transpose_b=True,
+                dtype=self.dtype,
+                out_dtype=np.float32,
+                batch=self.groups,
+                stride_a=per_group,
+                stride_b=self.dim,
+                stride_c=area,
+            )
+        self._launch("softmax_rows", (count, self.heads, 1), self._scores, c_int32(columns), c_int32(new_at))
+        for head, score in enumerate(scores):
+            out = context.address + head * self.dim * element
+            self.device.gemm(
+                *(count, self.dim, columns, score, columns * narrow, values.address, row, out, self.heads * self.dim),
+                dtype=self.dtype,
+                batch=self.groups,
+                stride_a=area * narrow,
+                stride_b=self.dim,
+                stride_c=per_group,
             )
 
     def _finish(self, layer: Layer, tokens: slice) -> None:
@@ -130,7 +137,10 @@ class Prefill:
         outputs, inputs = matrix.shape
         self.device.gemm(
             *(count, outputs, inputs, x.address, inputs, matrix.address, inputs, out.address, outputs),
-            **{"transpose_b": True, "beta": beta, "dtype": self.dtype, "out_dtype": out.dtype},
+            transpose_b=True,
+            beta=beta,
+            dtype=self.dtype,
+            out_dtype=out.dtype,
         )
 
     def _reserve(self, count: int, capacity: int) -> None:
