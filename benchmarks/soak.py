@@ -7,9 +7,9 @@ Every event goes to a JSONL file and, where mosquitto is installed, over MQTT to
 against what the watcher made. Every few seconds a question is asked, and each minute a camera is paused and resumed.
 
 Slopes by the hour are straight lines through each minute's least, after the first third, with their standard error.
-`rss` is what the process holds, which swings with every file that is opened and creeps while glibc's arenas fill;
-`heap` is what native code and arrays use of it (glibc's mallinfo2), and `blocks` are Python's own objects: a leak
-makes one of these two grow. Linux only.
+`rss` is what the process holds, kept close to what it uses as `watch` and `serve` do it (runtime/allocator.py); `heap`
+is what native code and arrays use of it (glibc's mallinfo2), and `blocks` are Python's own objects: a leak makes one of
+these two grow. Of the blocks this script's own notes are one an event and six a sample. Linux only.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from dycoke_edge import Camera, CameraWatcher, Rule, VideoLLM
+from dycoke_edge.runtime.allocator import keep_small
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
 from dycoke_edge.runtime.sinks.mqtt import MqttSink
 
@@ -223,6 +224,7 @@ def main() -> None:
     mosquitto = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
     if mosquitto is None:
         print("no mosquitto, so MQTT is left out", file=sys.stderr)
+    keep_small()
     with tempfile.TemporaryDirectory() as folder, broker(mosquitto) if mosquitto else nullcontext() as port:
         print(json.dumps(soak(args.bundle, args.minutes * 60, args.uri or URIS, port, Path(folder))))
 

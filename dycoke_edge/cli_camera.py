@@ -73,6 +73,7 @@ def add_commands(commands: Any) -> None:
 def watch(args: argparse.Namespace) -> None:
     """dycoke-edge watch BUNDLE URI --ask TEXT --rule NAME=QUESTION"""
     with installed("watch", "dycoke-edge", EngineError):
+        from dycoke_edge.runtime import allocator
         from dycoke_edge.runtime.camera.post import is_lossless
         from dycoke_edge.runtime.camera.watcher import CameraWatcher
         from dycoke_edge.runtime.pipeline import VideoLLM
@@ -83,6 +84,7 @@ def watch(args: argparse.Namespace) -> None:
         raise UsageError("nothing to look for; give --ask TEXT, or --rule 'person=Is a person in view?'")
     reading, live, compression = take(args, ReaderSpec, READING), take(args, LiveSpec, LIVE), _compression(args)
     screen = Screen(patient=is_lossless(camera))
+    allocator.keep_small()
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(take(args, EngineSpec)))
     watcher = CameraWatcher(llm, [camera], rules, screen, compression, reading=reading, live=live)
     output.random_weights(llm.bundle.manifest)

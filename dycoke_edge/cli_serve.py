@@ -61,12 +61,14 @@ def serve(args: argparse.Namespace) -> None:
 
 def run(bundle: Path, config: ServeConfig) -> None:
     """Serve until SIGINT or SIGTERM."""
+    from dycoke_edge.runtime import allocator
     from dycoke_edge.runtime.camera.watcher import CameraWatcher
     from dycoke_edge.runtime.pipeline import VideoLLM
     from dycoke_edge.runtime.serve.app import make_app
     from dycoke_edge.runtime.serve.listener import make_server
 
     _log()
+    allocator.keep_small()
     with listen(config.server.host, config.server.port) as listening:
         sinks = make_sinks(config.sinks)
         llm = VideoLLM.load(bundle, **asdict(config.engine))
