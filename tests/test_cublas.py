@@ -4,8 +4,10 @@ test_gpu_device.py, on a GPU and, through test_cuda.py, on tests/cuda_on_cpu/lib
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,17 +18,18 @@ from dycoke_edge.runtime.gpu import cublas
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, int]]:
-    """Every library that is asked for; none is there. pip has cuBLAS 13 and 12."""
-    for name in ("cu13/lib/libcublas.so.13", "cublas/lib/libcublas.so.12"):
+    """Every library that is asked for; none can be loaded. pip has cuBLAS 13 and 12."""
+    for name in ("nvidia/cu13/lib/libcublas.so.13", "nvidia/cublas/lib/libcublas.so.12"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     asked: list[tuple[str, int]] = []
 
     def load(path: str, mode: int = 0) -> Any:
-        asked.append((path.removeprefix(f"{tmp_path}/"), mode))
+        asked.append((path.removeprefix(f"{tmp_path}/nvidia/"), mode))
         raise OSError
 
-    monkeypatch.setattr(cublas, "_pip_folders", lambda: [tmp_path])
     monkeypatch.setattr(ctypes, "CDLL", load)
     return asked
 
@@ -48,11 +51,6 @@ def test_where_it_is_looked_for(tried: list[tuple[str, int]], driver: int, order
     assert tried[0][1] & os.RTLD_NOLOAD and not tried[1][1] & os.RTLD_NOLOAD
     newest = max(int(name.rsplit(".", 1)[1]) for name, _ in tried)
     assert newest == driver // 1000
-
-
-def test_what_is_installed_is_found_without_an_import() -> None:
-    for folder in cublas._pip_folders():
-        assert folder.name == "nvidia" and folder.is_dir()
 
 
 class Broken:

@@ -68,7 +68,7 @@ def test_cublas_that_is_not_there(libraries: Path, tmp_path: Path) -> None:
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu import cublas
 from dycoke_edge.runtime.gpu.cuda import CudaDevice
-cublas._pip_folders = lambda: []
+cublas.in_packages = lambda name: []
 try:
     CudaDevice().gemm(1, 1, 1, 0, 1, 0, 1, 0, 1, dtype="f4")
 except EngineError as error:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 from collections.abc import Iterator
 from ctypes import POINTER, byref, c_float, c_int, c_longlong, c_size_t, c_void_p
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from dycoke_edge.errors import EngineError
+from dycoke_edge.runtime.gpu.libraries import in_packages
 
 # cublas_api.h and library_types.h
 OP = (0, 1)  # as it lies, transposed
@@ -111,18 +110,9 @@ def find_library(driver_version: int) -> Any:
 def _places(major: int) -> Iterator[tuple[str, int]]:
     name = f"libcublas.so.{major}"
     yield name, os.RTLD_NOLOAD | os.RTLD_NOW
-    for folder in _pip_folders():
-        for path in sorted(folder.glob(f"*/lib/{name}")):  # nvidia/cublas/lib, from CUDA 13 on nvidia/cu13/lib
-            yield str(path), ctypes.DEFAULT_MODE
+    for path in in_packages(name):
+        yield path, ctypes.DEFAULT_MODE
     yield name, ctypes.DEFAULT_MODE
-
-
-def _pip_folders() -> list[Path]:
-    try:
-        spec = importlib.util.find_spec("nvidia")
-    except (ImportError, ValueError):
-        return []
-    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _declared(library: Any) -> Any:

@@ -27,7 +27,7 @@ def load(names: Iterable[str]) -> list[str]:
     missing = []
     for name in names:
         try:
-            ctypes.CDLL(next(_in_packages(name), name), ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(next(in_packages(name), name), ctypes.RTLD_GLOBAL)
         except OSError:
             missing.append(name)
     return missing
@@ -48,7 +48,7 @@ def _linked(elf: mmap.mmap) -> Iterator[str]:
             yield elf[start + value : elf.find(b"\0", start + value)].decode()
 
 
-def _in_packages(name: str) -> Iterator[str]:
+def in_packages(name: str) -> Iterator[str]:
     """Where pip's nvidia packages have a library: nvidia/cu13/lib, or nvidia/cublas/lib before CUDA 13."""
     spec = importlib.util.find_spec("nvidia")
     for folder in spec.submodule_search_locations or () if spec else ():
