@@ -105,7 +105,7 @@ def check(need: Need, have: Have) -> None:
 
 
 def as_dict(build: Need, run: Need, have: Have) -> dict[str, Any]:
-    """For `--dry-run`."""
+    """For `--dry-run`; whether it fits is None where there is no GPU to ask."""
 
     def named(bytes_of: dict[str, Any]) -> dict[str, Any]:
         return {f"{key}_bytes": value for key, value in bytes_of.items() if key != "shared"}
@@ -115,8 +115,8 @@ def as_dict(build: Need, run: Need, have: Have) -> dict[str, Any]:
         "build_needs": named(asdict(build)),
         "run_needs": {"gpu_bytes": run.gpu},
         "free": named(asdict(have)) | {"shared": have.shared},
-        "build_fits": build_lacks is None,
-        "run_fits": run_lacks is None,
+        "build_fits": None if have.gpu is None and build_lacks is None else build_lacks is None,
+        "run_fits": None if have.gpu is None else run_lacks is None,
         "why_not": build_lacks or run_lacks,
     }
 

@@ -232,7 +232,5 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _told(error: Any) -> str:
-    where = f"node {error.node}"
-    if hasattr(error, "node_name"):
-        where = f"{error.node_operator} {error.node_name}"
-    return f"{where}: {error.desc}"
+    where = f"{error.node_operator()} {error.node_name()}" if hasattr(error, "node_name") else f"node {error.node()}"
+    return f"{where}: {error.desc()}"
