@@ -202,3 +202,29 @@ def test_the_largest_logit_and_the_lower_of_two(device: Device, size: int) -> No
         given[...] = logits
         pick()
         assert ring.numpy()[read(state)["step"] - 1].view(np.int32)[4] == 0
+
+
+@pytest.mark.parametrize(("cached", "side"), [(0, "left"), (100, "left"), (100, "right"), (64, "left"), (3, "right")])
+@pytest.mark.parametrize("tokens", [1, 70, 131])
+@pytest.mark.parametrize(("dim", "dtype"), [(32, "f2"), (64, "f2"), (128, "f2"), (64, "f4")])
+def test_attention_of_many_tokens(device: Device, dim: int, dtype: str, tokens: int, cached: int, side: str) -> None:
+    heads, groups = 4, 2
+    columns, width, random = cached + tokens, (heads + 2 * groups) * dim, np.random.default_rng(tokens)
+    new_at = 0 if side == "left" else cached
+    qkv = (random.standard_normal((tokens, width)) / dim**0.25).astype(dtype)
+    keys, values = random.standard_normal((2, columns, groups, dim)).astype(dtype)
+    context = DeviceArray.empty(device, (tokens, heads, dim), dtype)
+    given = [DeviceArray.of(device, array) for array in (qkv, keys, values)]
+    pointers = [array.pointer for array in (*given, context)]
+    name, per_block = (f"attend_rows_f16_{dim}", 64) if dtype == "f2" else (f"attend_rows_f32_{dim}", 4)
+    sizes = map(c_int32, (width, tokens, columns, new_at, heads, groups))
+    device.kernel(name, (-(-tokens // per_block), heads, 1), 128, *pointers, *sizes)()
+    query = qkv[:, : heads * dim].reshape(tokens, heads, dim).astype(np.float32)
+    keys, values = (np.repeat(rows, heads // groups, 1).astype(np.float32) for rows in (keys, values))
+    scores = np.einsum("thd,shd->hts", query, keys)
+    hidden = np.zeros((tokens, columns), np.bool_)
+    hidden[:, new_at : new_at + tokens] = np.triu(np.ones((tokens, tokens), np.bool_), 1)
+    scores[:, hidden] = -np.inf
+    weight = np.exp(scores - scores.max(2, keepdims=True))
+    want = np.einsum("hts,shd->thd", weight / weight.sum(2, keepdims=True), values)
+    np.testing.assert_allclose(context.numpy(), want, atol=5e-3 if dtype == "f2" else 1e-5)

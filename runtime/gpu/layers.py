@@ -70,12 +70,10 @@ class KernelLayers:
         """Scratch memory for prefill grows with what is computed."""
 
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
-        """Cut `total` tokens into chunks, smaller ones behind many cached rows."""
-        start = 0
-        while start < total:
-            size = min(self._prefill.tokens_at_a_time(kv.shallow.stop - kv.shallow.start), total - start)
-            yield slice(start, start + size)
-            start += size
+        """Cut `total` tokens into chunks, as large as the scratch memory."""
+        chunk = self._prefill.chunk
+        for start in range(0, total, chunk):
+            yield slice(start, min(start + chunk, total))
 
     def forward(self, kv: KVBuffer, embeds: Array | DeviceArray, positions: NDArray[np.integer], side: Side) -> None:
         """Compute tokens, embeds [T, E] on the host or on this GPU, and add their rows to a side of the buffer."""

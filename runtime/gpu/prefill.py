@@ -13,7 +13,8 @@ from dycoke_edge.runtime.gpu.weights import Layer, Weights, suffix
 from dycoke_edge.runtime.kv import KVBuffer
 
 BLOCK = 256
-SCORE_BYTES = 256 << 20  # of attention scores at a time: a chunk shrinks behind many cached rows
+ATTEND_BLOCK = 128  # of kernels/attend_rows.cu
+QUERIES = {"f16": 64, "f32": 4}  # that a block takes there
 
 
 class Prefill:
@@ -39,13 +40,6 @@ class Prefill:
         self.positions = DeviceArray.empty(device, (chunk,), np.int32)
         self.turns = scratch(self.dim, np.float32)
         self.x = self.hidden[0]
-        self._scores = DeviceArray.empty(device, (1,), np.float32)
-
-    def tokens_at_a_time(self, rows: int) -> int:
-        """Largest chunk behind `rows` cached rows whose scores, fp32 [H, T, S+T], fit."""
-        per_head = SCORE_BYTES // (4 * self.heads)
-        fit = int((-rows + (rows * rows + 4 * per_head) ** 0.5) / 2)
-        return max(1, min(self.chunk, fit))
 
     def run(
         self, kv: KVBuffer, embeds: NDArray[Any] | DeviceArray, positions: NDArray[np.integer], rows: slice
@@ -54,7 +48,6 @@ class Prefill:
         count = len(embeds)
         self.embeds[:count] = embeds
         self.positions[:count] = positions.astype(np.int32)
-        self._reserve(count, kv.capacity)
         size = self.embeds[:count].size
         self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
         turned = self.positions.pointer, self._inverse.pointer, self.turns.pointer, c_int32(self.dim // 2)
@@ -85,38 +78,14 @@ class Prefill:
         cached = kv.deep if index >= self.spec.split_layer else kv.shallow
         assert rows.start in (cached.stop, cached.start - (rows.stop - rows.start)), "one slice holds them all"
         seen = slice(min(cached.start, rows.start), max(cached.stop, rows.stop))
-        count, columns, group = tokens.stop - tokens.start, seen.stop - seen.start, self.heads // self.groups
+        count = tokens.stop - tokens.start
         new_at = 0 if count == 1 else rows.start - seen.start  # one token sees everything
         keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
-        queries, context = self.qkv[tokens], self.context[tokens]
-        row, per_group = self.groups * self.dim, group * self.dim
-        element, area = self.dtype.itemsize, count * columns
-        scores = [self._scores.address + 4 * head * self.groups * area for head in range(group)]
-        narrow = 4 // element  # a row of probabilities begins where the row of scores did
-        # one product serves the same head of every group: its batch is the groups
-        for head, score in enumerate(scores):
-            query = queries.address + head * self.dim * element
-            self.device.gemm(
-                *(count, columns, self.dim, query, self.width, keys.address, row, score, columns),
-                transpose_b=True,
-                dtype=self.dtype,
-                out_dtype=np.float32,
-                batch=self.groups,
-                stride_a=per_group,
-                stride_b=self.dim,
-                stride_c=area,
-            )
-        self._launch("softmax_rows", (count, self.heads, 1), self._scores, c_int32(columns), c_int32(new_at))
-        for head, score in enumerate(scores):
-            out = context.address + head * self.dim * element
-            self.device.gemm(
-                *(count, self.dim, columns, score, columns * narrow, values.address, row, out, self.heads * self.dim),
-                dtype=self.dtype,
-                batch=self.groups,
-                stride_a=area * narrow,
-                stride_b=self.dim,
-                stride_c=per_group,
-            )
+        sizes = self.width, count, seen.stop - seen.start, new_at, self.heads, self.groups
+        per_block = QUERIES[suffix(self.dtype)]
+        plain = [array.pointer for array in (self.qkv[tokens], keys, values, self.context[tokens])]
+        name = f"attend_rows_{suffix(self.dtype)}_{self.dim}"
+        self.device.kernel(name, (-(-count // per_block), self.heads, 1), ATTEND_BLOCK, *plain, *map(c_int32, sizes))()
 
     def _finish(self, layer: Layer, tokens: slice) -> None:
         """What comes after attention: out, norm, MLP, both added to `hidden`."""
@@ -142,13 +111,6 @@ class Prefill:
             dtype=self.dtype,
             out_dtype=out.dtype,
         )
-
-    def _reserve(self, count: int, capacity: int) -> None:
-        most = max(self.heads * count * (capacity + count), 1)
-        fit = max(SCORE_BYTES // 4, self.heads * (capacity + 1))
-        if self._scores.size < min(most, fit):
-            self._scores = DeviceArray.empty(self.device, (1,), np.float32)  # gives the old ones back first
-            self._scores = DeviceArray.empty(self.device, (min(most, fit),), np.float32)
 
     def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
         plain = [arg.pointer if isinstance(arg, DeviceArray) else arg for arg in args]

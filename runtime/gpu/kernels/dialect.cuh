@@ -86,6 +86,49 @@ DEVICE Vec16 load_once(const Vec16 *from) {
 #endif
 }
 
+// Two halves in one word, the first in its lower part.
+DEVICE unsigned pack_halves(float first, float second) {
+#if defined(__CUDACC__)
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+    return word;
+#else
+    return half_from_float(first).bits | (unsigned)half_from_float(second).bits << 16;
+#endif
+}
+
+// d [16, 8] += a [16, 16] b [16, 8] by a warp, halves with fp32 sums. With g = lane / 4 and c = lane % 4 a lane holds
+// a: columns 2c, 2c+1 of rows g and g+8, then columns 2c+8, 2c+9 of both; b: rows 2c, 2c+1, then 2c+8, 2c+9, of column g;
+// d: columns 2c, 2c+1 of row g, then of row g+8 (PTX ISA, mma.m16n8k16).
+DEVICE void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if defined(__CUDACC__)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    auto low = [](unsigned word) { return to_float(half_t{(unsigned short)(word & 0xffff)}); };
+    auto high = [](unsigned word) { return to_float(half_t{(unsigned short)(word >> 16)}); };
+    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    float rows[2][16], columns[2][16];
+    for (int quad = 0; quad < 4; ++quad) {
+        for (int part = 0; part < 4; ++part) {
+            unsigned word = warp_shuffle(a[part], g * 4 + quad);
+            int k = quad * 2 + part / 2 * 8;
+            rows[part % 2][k] = low(word), rows[part % 2][k + 1] = high(word);
+        }
+        for (int part = 0; part < 2; ++part)
+            for (int column = 0; column < 2; ++column) {
+                unsigned word = warp_shuffle(b[part], (2 * c + column) * 4 + quad);
+                int k = quad * 2 + part * 8;
+                columns[column][k] = low(word), columns[column][k + 1] = high(word);
+            }
+    }
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 16; ++k) d[i] += rows[i / 2][k] * columns[i % 2][k];
+#endif
+}
+
 // The 4 floats or 8 halves of a Vec16.
 DEVICE void unpack(const Vec16 &from, float (&to)[4]) {
 #pragma unroll

@@ -43,29 +43,6 @@ DEVICE void rope_rows(T* qkv, const T* bias, const float* turns, T* keys, T* val
   }
 }
 
-// Softmax of scores [H, T, columns] fp32, in place: a row becomes `columns` probabilities of type T, at its beginning.
-// Columns new_at .. new_at + T - 1 are the new tokens, of which token t sees the first t + 1. A block a row.
-template <class T>
-DEVICE void softmax_rows(float* scores, int columns, int new_at) {
-  __shared__ float scratch[33];
-  int token = blockIdx.x, count = gridDim.x, from = new_at + token + 1, to = new_at + count;  // hidden: from .. to - 1
-  float* row = scores + ((long long)blockIdx.y * count + token) * columns;
-  T* out = reinterpret_cast<T*>(row);
-  float most = -INFINITY, total = 0.0f;
-  for (int j = threadIdx.x; j < columns; j += blockDim.x)
-    if (j < from || j >= to) most = fmaxf(most, row[j]);
-  most = block_max(most, scratch);
-  for (int j = threadIdx.x; j < columns; j += blockDim.x)
-    if (j < from || j >= to) total += expf(row[j] - most);
-  total = block_sum(total, scratch);
-  for (int base = 0; base < columns; base += blockDim.x) {
-    int j = base + threadIdx.x;
-    float p = j < columns && (j < from || j >= to) ? expf(row[j] - most) / total : 0.0f;
-    __syncthreads();  // an element is written no further right than it is read, but by another thread
-    if (j < columns) out[j] = from_float<T>(p);
-  }
-}
-
 // out [T, n] = silu(gate) * up of both [T, 2 n].
 template <class T>
 DEVICE void silu_rows(const T* both, T* out, int n) {
@@ -84,9 +61,6 @@ DEVICE void silu_rows(const T* both, T* out, int n) {
   extern "C" __global__ void KERNEL(rope_rows_##suffix)(T* qkv, const T* bias, const float* turns, T* keys,            \
                                                         T* values, int heads, int groups, int dim) {                   \
     rope_rows(qkv, bias, turns, keys, values, heads, groups, dim);                                        \
-  }                                                                                                                    \
-  extern "C" __global__ void KERNEL(softmax_rows_##suffix)(float* scores, int columns, int new_at) {                   \
-    softmax_rows<T>(scores, columns, new_at);                                                                          \
   }                                                                                                                    \
   extern "C" __global__ void KERNEL(silu_rows_##suffix)(const T* both, T* out, int n) { silu_rows(both, out, n); }
 
