@@ -56,7 +56,16 @@ def run(folder: Path, *command: str, **env: str) -> str:
 
 def test_it_does_what_every_device_does(libraries: Path) -> None:
     """In a process of its own: the libraries must not be there for any other test."""
-    rest = ("-m", "gpu", "-q", "-p", "no:cacheprovider", "--deselect", "tests/test_gpu_device.py::test_kernels_ptx")
+    rest = (
+        "--noconftest",
+        "-m",
+        "gpu",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--deselect",
+        "tests/test_gpu_device.py::test_kernels_ptx",
+    )
     printed = run(libraries, "-m", "pytest", "tests/test_gpu_device.py", *rest, TOYS=compiled.toy_kernels()._name)
     counts = dict(re.findall(r"(\d+) (\w+)", printed.splitlines()[-1]))
     assert "skipped" not in counts.values() and int(next(iter(counts))) > 50, printed
