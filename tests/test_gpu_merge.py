@@ -1,0 +1,40 @@
+"""Merge on a device is that of the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dycoke_edge.dycoke import merge_indices
+from dycoke_edge.runtime.gpu import merge
+from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("ratio", [0.3, 0.7, 0.99, 1.0])
+@pytest.mark.parametrize(("frames", "per_frame"), [(1, 16), (4, 49), (7, 196), (2, 300)])
+def test_merge(device: Device, frames: int, per_frame: int, ratio: float, dtype: type[np.floating]) -> None:
+    random = np.random.default_rng(frames)
+    tokens = random.standard_normal((frames, per_frame, 40)).astype(dtype)
+    tokens[1:, ::3] += 2 * tokens[:-1, ::3]
+    tokens[:, 5] = 0  # similarity 0
+    if frames > 1:
+        tokens[1, 7:12] = tokens[0, 7:12]  # equal: the lower index goes first
+    kept, index = merge.merge(DeviceArray.of(device, tokens), ratio)
+    want = merge_indices(tokens, ratio)
+    differing = np.setdiff1d(want, index)
+    assert index.shape == want.shape and (np.diff(index) > 0).all()
+    assert differing.size <= frames // 3  # rounding may turn two that are as good as equal
+    np.testing.assert_array_equal(kept.numpy(), tokens.reshape(-1, 40)[index])
+
+
+def test_equal_tokens_stay_in_order(device: Device) -> None:
+    frame = np.ones((64, 8), np.float32)
+    tokens = np.stack([frame, frame])
+    assert merge.merge(DeviceArray.of(device, tokens), 0.5)[1].tolist() == list(range(64 + 32))
+
+
+def test_what_the_kernels_cover(device: Device) -> None:
+    assert merge.covers(DeviceArray.empty(device, (1, 1024, 8), np.float16))
+    assert not merge.covers(DeviceArray.empty(device, (1, 1025, 8), np.float16))
+    assert not merge.covers(DeviceArray.empty(device, (1, 16, 6), np.float32))
