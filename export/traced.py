@@ -26,7 +26,10 @@ class Traced:
         self.constants = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.maker: dict[str, NodeProto] = {}
         for node in self.model.graph.node:
-            self.maker |= dict.fromkeys(node.output, node)
+            if node.op_type == "Gather" and all(value in self.constants for value in node.input):
+                self._look_up(node)  # the exporter does so itself with small tables only
+            else:
+                self.maker |= dict.fromkeys(node.output, node)
         self.used_by: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.model.graph.node:
             for value in node.input:
@@ -57,6 +60,13 @@ class Traced:
         product, bias = self.halves(self.up(value, "Add"))
         self.halves(self.up(product, "MatMul"))
         return product, bias
+
+    def _look_up(self, gather: NodeProto) -> None:
+        """Positions of patches: what a Gather takes of a constant, as a constant."""
+        table, index = (self.array(name) for name in gather.input)
+        axis = next((helper.get_attribute_value(a) for a in gather.attribute if a.name == "axis"), 0)
+        found = np.ascontiguousarray(np.take(table, index, axis=axis))
+        self.constants[gather.output[0]] = numpy_helper.from_array(found, gather.output[0])
 
     def array(self, name: str) -> Array:
         """A constant's content."""
