@@ -438,7 +438,7 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
         def _array(self, name: str, shape: tuple[int, ...]) -> Any:
             dtype: np.dtype[Any] = np.dtype(NUMPY[self._engine._io[name][1]])
             nbytes = int(np.prod(shape)) * dtype.itemsize
-            memory = (ctypes.c_char * nbytes).from_address(self._addresses[name])
+            memory: Any = (ctypes.c_char * nbytes).from_address(self._addresses[name])
             return np.ndarray(shape, dtype, memory)
 
     class IProgressMonitor:
