@@ -67,7 +67,7 @@ def test_it_has_the_kernels_that_the_other_tests_run() -> None:
     count = ctypes.c_int.in_dll(library, "kernel_count").value
     signature = {library.kernel_name(i).decode(): library.kernel_signature(i).decode() for i in range(count)}
     wanted = {name: letters.replace("p", "q") for name, letters in signature.items()}
-    assert entries(kernels.PTX.read_text(encoding="ascii")) == wanted
+    assert entries(kernels.PTX.read_text(encoding="ascii")) == wanted, "kernels.ptx is old, see above"
 
 
 def ptxas_for(architecture: int) -> Path:
