@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 from benchmarks import random_model
-from dycoke_edge import EngineError, VideoLLM
+from dycoke_edge import VideoLLM
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.export.build import export
 from dycoke_edge.runtime.gpu.device import Device
 from tests import lively
 from tests.emulator import EmulatedDevice
+from tests.gpu import no_gpu
 
 torch.set_num_threads(1)  # on busy cores the spinning threads of torch made these tests 70 times slower
 
@@ -65,6 +67,22 @@ def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     return path
 
 
+ENGINES: dict[str, dict[str, Any]] = {
+    "cpu": {},
+    "cuda": {"provider": "cuda"},
+    "cuda-launched": {"provider": "cuda", "decoder": "launched"},
+    "cuda-graphs": {"provider": "cuda", "decoder": "graphs"},
+}
+
+
+@pytest.fixture(params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ENGINES if name != "cpu")])
+def load(request: pytest.FixtureRequest) -> Callable[..., VideoLLM]:
+    """VideoLLM.load on every engine that can be had: what holds on the CPU must hold there."""
+    if request.param != "cpu" and no_gpu():
+        pytest.skip(no_gpu())
+    return partial(VideoLLM.load, **ENGINES[request.param])
+
+
 @pytest.fixture
 def llm(tiny_bundle: Path) -> VideoLLM:
     return VideoLLM.load(tiny_bundle, kv_capacity=512, prefill_chunk=32)
@@ -87,11 +105,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     if request.param == "emulated":
         yield EmulatedDevice()
         return
+    if no_gpu():
+        pytest.skip(no_gpu())
     from dycoke_edge.runtime.gpu.cuda import CudaDevice
 
-    try:
-        real = CudaDevice()
-    except EngineError as error:
-        pytest.skip(str(error))
+    real = CudaDevice()
     yield real
     real.close()

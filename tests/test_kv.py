@@ -17,7 +17,11 @@ from numpy.typing import NDArray
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import KVOverflow
 from dycoke_edge.runtime import host_rows
+from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.kv import KVBuffer
+from tests.emulator import EmulatedDevice
+from tests.gpu import no_gpu
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
@@ -43,8 +47,8 @@ def model_spec(
     )
 
 
-def address(array: Array) -> int:
-    return int(array.ctypes.data)
+def address(array: Array | DeviceArray) -> int:
+    return array.address if isinstance(array, DeviceArray) else int(array.ctypes.data)
 
 
 def write(buffer: KVBuffer, rows: slice, content: Array) -> None:
@@ -79,10 +83,18 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kv = KVBuffer(model_spec(self.dtype), self.CAPACITY)
+        self.kv = self.made()
         self.base = address(self.kv.slab), address(self.kv.slot)
         self.random = np.random.default_rng(0)
         self.forget(0)
+
+    def made(self) -> KVBuffer:
+        return KVBuffer(model_spec(self.dtype), self.CAPACITY)
+
+    @property
+    def slab(self) -> Array:
+        """What the buffer holds, wherever it lies."""
+        return np.asarray(self.kv.slab)
 
     def forget(self, text_rows: int) -> None:
         self.text_rows = text_rows
@@ -190,15 +202,17 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def every_visual_token_is_where_its_slot_says(self) -> None:
+        slab = self.slab
         for token, content in enumerate(self.visual):
             planes = slice(2 * self.kv.spec.split_layer) if self.freed and not self.active[token] else slice(None)
             row = int(self.kv.slot[token])
-            np.testing.assert_array_equal(self.kv.slab[planes, row], content[planes])
+            np.testing.assert_array_equal(slab[planes, row], content[planes])
 
     @invariant()
     def text_is_in_order_right_of_the_origin(self) -> None:
+        slab = self.slab
         for place, content in enumerate(self.text):
-            np.testing.assert_array_equal(self.kv.slab[:, self.kv.origin + place], content)
+            np.testing.assert_array_equal(slab[:, self.kv.origin + place], content)
 
     @invariant()
     def slices_hold_exactly_what_layers_attend_to(self) -> None:
@@ -215,10 +229,44 @@ class HalfMachine(Machine):
     dtype = "fp16"
 
 
+class DeviceMachine(Machine):
+    """The same in a GPU's memory: kernels exchange the rows and turn the keys."""
+
+    def made(self) -> KVBuffer:
+        spec = model_spec(self.dtype)
+        return KVBuffer(spec, self.CAPACITY, DeviceRows(self.device(), spec, self.CAPACITY))
+
+    def device(self) -> Device:
+        return EmulatedDevice()
+
+
+class HalfDeviceMachine(DeviceMachine):
+    """That in fp16."""
+
+    dtype = "fp16"
+
+
+class CudaMachine(DeviceMachine):
+    """That on a real one."""
+
+    def device(self) -> Device:
+        from dycoke_edge.runtime.gpu.cuda import CudaDevice
+
+        return CudaDevice()
+
+    def teardown(self) -> None:
+        self.kv.rows.device.close()  # type: ignore[attr-defined]
+
+
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 HalfMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
 TestMachine = Machine.TestCase
 TestHalfMachine = HalfMachine.TestCase
+for one in (DeviceMachine, HalfDeviceMachine, CudaMachine):
+    one.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+TestDeviceMachine = DeviceMachine.TestCase
+TestHalfDeviceMachine = HalfDeviceMachine.TestCase
+TestCudaMachine = pytest.mark.gpu(pytest.mark.skipif(bool(no_gpu()), reason=no_gpu())(CudaMachine.TestCase))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,12 @@ from tests import lively, reference
 
 TOKENS = 64
 Frames = NDArray[np.uint8]
+
+
+@pytest.fixture
+def llm(load: Callable[..., VideoLLM], tiny_bundle: Path) -> VideoLLM:
+    """On every engine."""
+    return load(tiny_bundle, kv_capacity=512, prefill_chunk=32)
 
 
 def frames(count: int) -> Frames:
@@ -99,7 +106,7 @@ def answer(llm: VideoLLM, case: lively.Case, count: int = TOKENS) -> tuple[list[
     """The runtime's steps for a lively case: the same graphs and loop as `generate`, from given pixels and ids."""
     pixels = case.pixels.numpy()
     model = llm.bundle.model
-    tokens = np.empty((len(pixels), model.tokens_per_frame, model.hidden_size), np.float32)
+    tokens = llm.engine.empty((len(pixels), model.tokens_per_frame, model.hidden_size), np.float32)
     llm.engine.run("vision", {"pixels": pixels}, {"tokens": tokens})
     kept, index = visual.merge(llm.bundle, llm.engine, tokens, case.compression)
     keep = case.compression.positions == "keep"
@@ -115,9 +122,11 @@ def answer(llm: VideoLLM, case: lively.Case, count: int = TOKENS) -> tuple[list[
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 @pytest.mark.parametrize("name", lively.CASES)
-def test_compression_equals_the_torch_reference(tiny_bundle: Path, model: Any, name: str, chunk: int) -> None:
+def test_compression_equals_the_torch_reference(
+    load: Callable[..., VideoLLM], tiny_bundle: Path, model: Any, name: str, chunk: int
+) -> None:
     case = lively.CASES[name]
-    llm = VideoLLM.load(tiny_bundle, kv_capacity=512, prefill_chunk=chunk)
+    llm = load(tiny_bundle, kv_capacity=512, prefill_chunk=chunk)
     steps, prompt = answer(llm, case)
     tokens = reference.visual_tokens(model, case.pixels)
     want = reference.generate(
@@ -139,9 +148,11 @@ def test_the_plain_answer_would_differ(llm: VideoLLM) -> None:
     assert with_keep != [step.token for step in answer(llm, without)[0]]
 
 
-def test_half_precision_follows_full_precision_where_margins_are_clear(half_bundle: Path, tiny_bundle: Path) -> None:
+def test_half_precision_follows_full_precision_where_margins_are_clear(
+    load: Callable[..., VideoLLM], half_bundle: Path, tiny_bundle: Path
+) -> None:
     """fp16: teacher-forced logits stay within 2 % of the fp32 bundle's, and so does the argmax where it is clear."""
-    full, half = (VideoLLM.load(path, kv_capacity=256) for path in (tiny_bundle, half_bundle))
+    full, half = VideoLLM.load(tiny_bundle, kv_capacity=256), load(half_bundle, kv_capacity=256)
     for llm in (full, half):
         ids = np.arange(40) % 250
         llm._decoder.prefill(Prompt(ids, ids[:0]), 1)
