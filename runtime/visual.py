@@ -5,7 +5,7 @@ Tokens stay in the engine's memory, which may be a GPU's; what goes back to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import Compression
 from dycoke_edge.dycoke import anchors, kept_per_frame, merge_indices
-from dycoke_edge.runtime.engine import AnyArray, Engine
+from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
+from dycoke_edge.runtime.gpu import merge as on_gpu
+from dycoke_edge.runtime.gpu.device import DeviceArray
+from dycoke_edge.runtime.gpu.pixels import batches
 from dycoke_edge.runtime.video import to_pixels
 
 Index = NDArray[np.int32]
@@ -27,16 +30,27 @@ def encode(
     batch: int,
     on_frame: Callable[[int, int], None] = lambda done, total: None,
 ) -> AnyArray:
-    """frames uint8 [F, R, R, 3] -> tokens [F, N, E], `batch` frames at a time, written where they stay. On a GPU a
-    batch is made ready while the one before is computed."""
-    spec, manifest = bundle.model, bundle.manifest
+    """frames uint8 [F, R, R, 3] -> tokens [F, N, E], `batch` frames at a time, written where they stay."""
+    spec = bundle.model
     tokens = engine.empty((len(frames), spec.tokens_per_frame, spec.hidden_size), spec.numpy_dtype)
-    for start in range(0, len(frames), batch):
-        part = slice(start, start + batch)
-        pixels = to_pixels(frames[part], manifest.image_mean, manifest.image_std)
-        engine.run("vision", {"pixels": pixels.astype(spec.numpy_dtype, copy=False)}, {"tokens": tokens[part]})
-        on_frame(min(start + batch, len(frames)), len(frames))
+    done = 0
+    for pixels in _pixels(bundle, engine, frames, batch):
+        part = slice(done, done + len(pixels))
+        engine.run("vision", {"pixels": pixels}, {"tokens": tokens[part]})
+        done = part.stop
+        on_frame(done, len(frames))
     return tokens
+
+
+def _pixels(bundle: Bundle, engine: Engine, frames: NDArray[np.uint8], batch: int) -> Iterator[AnyArray]:
+    """What the vision graph takes, `batch` frames at a time, in the bundle's dtype."""
+    manifest, dtype, device = bundle.manifest, bundle.model.numpy_dtype, device_of(engine)
+    if device is not None:
+        yield from batches(device, frames, batch, manifest.image_mean, manifest.image_std, dtype)
+        return
+    for start in range(0, len(frames), batch):
+        pixels = to_pixels(frames[start : start + batch], manifest.image_mean, manifest.image_std)
+        yield pixels.astype(dtype, copy=False)
 
 
 def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> tuple[AnyArray, Index]:
@@ -44,6 +58,9 @@ def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compres
     if compression.merge_ratio == 0:
         return tokens.reshape(-1, tokens.shape[-1]), np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
     graph = bundle.merge_graph(compression.merge_ratio)
+    own = engine.provider == "cuda" and compression.mode == "paper"
+    if own and isinstance(tokens, DeviceArray) and on_gpu.covers(tokens):
+        return on_gpu.merge(tokens, compression.merge_ratio)
     if compression.mode == "official" or graph is None:
         # only for comparison, or nothing to rank: the reference itself
         host = np.asarray(tokens)
