@@ -65,7 +65,7 @@ def test_a_command_of_the_readme_runs(
 
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve", "bench"}
+    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve", "bench", "build"}
 
 
 def test_the_python_of_the_readme_runs(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,20 @@ def test_every_graph_is_built_and_answers_as_on_the_cpu(
 
 
 @pytest.mark.usefixtures("quick")
+def test_vision_and_merge_by_plans_and_the_decoder_by_own_kernels(
+    install: Install, device: EmulatedDevice, bundle: Bundle
+) -> None:
+    build(bundle, SMALL, device, install())
+    ask = ("What happens?", moving_patch(9, 100), None, Compression(), Sampling(max_new_tokens=8, stop_token_ids=()))
+    options: dict[str, Any] = {"kv_capacity": 512, "prefill_chunk": 32, "vision_batch": 4}
+    want = VideoLLM.load(bundle.path, **options).generate(*ask)
+    launches = device.launches
+    got = VideoLLM.load(bundle.path, "tensorrt", **options).generate(*ask)
+    assert got.token_ids == want.token_ids and device.launches > launches
+    assert got.stats.visual_tokens_kept == want.stats.visual_tokens_kept < want.stats.visual_tokens_in
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_weakly_typed_network_keeps_exactly_the_fp32_islands(
     install: Install, device: EmulatedDevice, half: Bundle
 ) -> None:
