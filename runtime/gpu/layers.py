@@ -92,7 +92,8 @@ class KernelLayers:
         greedy, first = sampling.temperature == 0, step.records.count
         step.first(self._prefill.x)
         for read in range(most):
-            while step.records.count - first < min(most, read + 1 + (AHEAD if greedy else 0)):
+            ahead = AHEAD if greedy and read else 0  # not before the first, which somebody may be timing
+            while step.records.count - first < min(most, read + 1 + ahead):
                 step.next(self.captured)
                 self._count(kv, 1)
             record = step.records.wait(first + read)

@@ -1,0 +1,66 @@
+"""A whole VideoLLM on a GPU, emulated: vision by ONNX Runtime, merge, prefill and decoding by our kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dycoke_edge import Compression, Sampling, VideoLLM
+from dycoke_edge.bundle import Bundle, open_bundle
+from dycoke_edge.config import BenchSpec, Decoding, EngineSpec, LiveSpec
+from dycoke_edge.runtime import bench
+from dycoke_edge.runtime.gpu.layers import KernelLayers
+from dycoke_edge.runtime.layers import GraphLayers
+from tests.emulator import EmulatedDevice
+from tests.test_ort_cuda import OnHost
+from tests.test_parity import frames
+
+SPEC = EngineSpec("cuda", kv_capacity=512, prefill_chunk=32, vision_batch=4)
+SHORT = Sampling(max_new_tokens=10, stop_token_ids=())
+
+
+def emulated(bundle: Path, decoder: Decoding | None = None) -> VideoLLM:
+    opened, spec = open_bundle(bundle), replace(SPEC, decoder=decoder)
+    return VideoLLM(opened, OnHost(opened, spec, EmulatedDevice()), spec)
+
+
+@pytest.mark.parametrize("decoder", [None, "launched", "graphs"])
+def test_a_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM, decoder: Decoding | None) -> None:
+    own = emulated(tiny_bundle, decoder)
+    assert isinstance(own.layers, GraphLayers if decoder == "graphs" else KernelLayers)
+    for compression in (Compression(), Compression(positions="keep"), Compression.off()):
+        settings: dict[str, Any] = {"video": frames(9), "compression": compression, "sampling": SHORT}
+        got, want = own.generate("What?", **settings), llm.generate("What?", **settings)
+        assert got.token_ids == want.token_ids
+        for name in ("visual_tokens_kept", "mean_active_rows", "refreshes", "kv_bytes", "kv_bytes_reserved"):
+            assert getattr(got.stats, name) == getattr(want.stats, name), name
+        assert got.stats.kv_compaction_latency is None or decoder == "graphs"
+
+
+def test_a_live_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM) -> None:
+    found = []
+    for made in (emulated(tiny_bundle), llm):
+        live = made.live(Compression(), LiveSpec(4, 0.0, max_question_tokens=40, max_answer_tokens=12))
+        for number, frame in enumerate(frames(7)):
+            live.push(frame, float(number))
+        ids = [piece.token for piece in live.ask("What?", SHORT)]
+        found.append((ids, live.num_frames, live.num_tokens, round(live.score("Is it?")["yes"], 4)))
+    assert found[0] == found[1]
+
+
+def test_bench_counts_what_kernels_move(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(bundle: Bundle, spec: EngineSpec) -> OnHost:
+        return OnHost(bundle, spec, EmulatedDevice())
+
+    monkeypatch.setattr(bench, "open_engine", opened)
+    job = bench.Bench(tiny_bundle, BenchSpec(num_frames=4, new_tokens=3, rounds=1, warmup=0), Compression(), SPEC)
+    results = {(result.mode, result.compression): result for result in job.run()}
+    layers = job.llm.layers
+    assert isinstance(layers, KernelLayers)
+    off, on = results["decode", "off"], results["decode", "on"]
+    assert layers.weights.nbytes < on.bytes_moved < off.bytes_moved < 1.2 * layers.weights.nbytes
+    assert off.device_bytes and off.device_bytes > layers.weights.nbytes
+    assert "kv_compaction_latency" not in off.samples
