@@ -208,7 +208,7 @@ def flops(bundle: Bundle, checkpoint: Path, frames: int) -> float:
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     layer = patches * (4 * wide * wide + 2 * wide * deep) + 2 * patches * patches * wide
     ends = patches * (3 * vision["patch_size"] ** 2 * wide + wide * narrow + narrow * narrow)
-    return 2.0 * frames * (vision["num_hidden_layers"] * layer + ends)
+    return float(2 * frames * (vision["num_hidden_layers"] * layer + ends))
 
 
 def show(found: dict[str, Any]) -> None:

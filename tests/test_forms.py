@@ -26,6 +26,7 @@ from tests import lively
 FORMS = ("vision_cuda", "vision_trt")
 LAYERS = 3  # of the tiny tower
 Change = Callable[[ModelProto], None]
+WRITERS = {"vision_cuda": forms.write_cuda, "vision_trt": forms.write_tensorrt}
 
 
 def run(path: Path, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -82,6 +83,30 @@ def test_the_forms_go_to_their_engines(tiny_bundle: Path, tmp_path: Path) -> Non
             open_bundle(old).graph_path("vision", provider)
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_positions_may_be_looked_up(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    """The exporter leaves a Gather where the table of positions is larger than 8,192 numbers, as every real one is."""
+    model = onnx.load(tiny_bundle / "onnx/vision.onnx", load_external_data=False)
+    folder = str(tiny_bundle / "onnx")
+    (table,) = (t for t in model.graph.initializer if list(t.dims) == [1, 49, 64])
+    rows = numpy_helper.to_array(table, folder)[0]
+    order = np.random.default_rng(0).permutation(49)
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(rows[np.argsort(order)], "table"),
+            numpy_helper.from_array(order[None].astype(np.int64), "places"),
+        ]
+    )
+    model.graph.node.insert(0, onnx.helper.make_node("Gather", ["table", "places"], [table.name], axis=0))
+    model.graph.initializer.remove(table)
+    (tmp_path / "vision.onnx").write_bytes(model.SerializeToString())
+    shutil.copy(tiny_bundle / "onnx/vision.onnx.data", tmp_path)
+    WRITERS[name](tmp_path / "vision.onnx", tmp_path / "form.onnx", LAYERS)
+    pixels = lively.clip(2, 1).numpy()
+    want, got = run(tiny_bundle / "onnx/vision.onnx", pixels), run(tmp_path / "form.onnx", pixels)
+    assert np.abs(got - want).max() < 3e-6 * np.abs(want).max()
+
+
 def test_a_tower_that_is_left_early(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A checkpoint may take its features from an earlier layer than the last."""
     model = tmp_path / "model"
@@ -125,7 +150,6 @@ def turned(model: ModelProto) -> None:
     node.attribute[0].ints[:] = [0, 2, 1, 3]
 
 
-WRITERS = {"vision_cuda": forms.write_cuda, "vision_trt": forms.write_tensorrt}
 ATTENTION = [
     ("2 attentions in 3 layers", replaced("Softmax", "LogSoftmax")),
     ("not 1/sqrt", constant("Mul", 0.5)),

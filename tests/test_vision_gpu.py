@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import vision_gpu
 from benchmarks.ort_profile import summary
+from dycoke_edge.bundle import open_bundle
 
 
 def test_a_dry_run(
@@ -37,8 +38,7 @@ def test_the_arithmetic_of_the_tower(tiny_checkpoint: Path, tiny_bundle: Path) -
     """By hand: 49 patches of 3 * 14 * 14, 3 layers of 64 and 128, a projector to 128."""
     layer = 49 * (4 * 64 * 64 + 2 * 64 * 128) + 2 * 49 * 49 * 64
     ends = 49 * (588 * 64 + 64 * 128 + 128 * 128)
-    bundle = vision_gpu.open_bundle(tiny_bundle)
-    assert vision_gpu.flops(bundle, tiny_checkpoint, 2) == 2 * 2 * (3 * layer + ends)
+    assert vision_gpu.flops(open_bundle(tiny_bundle), tiny_checkpoint, 2) == 2 * 2 * (3 * layer + ends)
 
 
 def test_a_profile_counts_the_second_run() -> None:
