@@ -169,12 +169,12 @@ def test_products_with_one_token(device: Device, dtype: type[np.floating], shape
     product = matrix.astype(np.float32) @ normed.astype(np.float32)
     tolerance = 2e-2 if dtype == np.float16 else 1e-5
     args = of[0].pointer, of[1].pointer, c_float(eps), of[2].pointer
-    blocks = -(-outputs // 16)
+    blocks = -(-outputs // 8)
     device.kernel(f"norm_project_{suffix}", blocks, 256, *args, of[3].pointer, out.pointer, *sizes, shared=shared)()
     np.testing.assert_allclose(out.numpy(), product[:outputs] + bias, atol=tolerance)
     device.kernel(f"norm_project_{suffix}", blocks, 256, *args, c_void_p(0), out.pointer, *sizes, shared=shared)()
     np.testing.assert_allclose(out.numpy(), product[:outputs], atol=tolerance)
-    device.kernel(f"gate_up_{suffix}", 2 * blocks, 256, *args, act.pointer, *sizes, shared=shared)()
+    device.kernel(f"gate_up_{suffix}", blocks, 256, *args, act.pointer, *sizes, shared=shared)()
     gate, up = product[:outputs], product[outputs:]
     np.testing.assert_allclose(act.numpy(), gate / (1 + np.exp(-gate)) * up, atol=tolerance)
     before, vector = out.numpy(), DeviceArray.of(device, normed.astype(dtype))

@@ -14,7 +14,6 @@ from dycoke_edge.runtime.gpu.rows import BLOCK, DeviceRows
 from dycoke_edge.runtime.gpu.state import OFFSETS, PART
 from dycoke_edge.runtime.gpu.weights import Weights, suffix
 
-OUTPUTS = 2  # that a warp makes in kernels/gemv.cu
 ATTEND_BLOCK, MOST_PARTS = 128, 128  # of kernels/attend.cu
 CHOOSE_BLOCK = 1024  # of kernels/keep.cu
 PICK_BLOCKS = 64
@@ -67,20 +66,20 @@ class DecodeScratch:
         outputs, inputs = matrix.shape
         args = (x, gain, c_float(self.weights.rms_eps), matrix, bias or NULL, out, c_int32(inputs), c_int32(outputs))
         name, shared = f"norm_project_{suffix(matrix.dtype)}", inputs * matrix.dtype.itemsize
-        return self.launch(name, _blocks(outputs, OUTPUTS), BLOCK, *args, shared=shared)
+        return self.launch(name, _blocks(outputs), BLOCK, *args, shared=shared)
 
     def add(self, vector: DeviceArray, matrix: DeviceArray) -> Launch:
         """x += matrix vector."""
         outputs, inputs = matrix.shape
         args = vector, matrix, self.x, c_int32(inputs), c_int32(outputs)
-        return self.launch(f"add_project_{suffix(matrix.dtype)}", _blocks(outputs, OUTPUTS), BLOCK, *args)
+        return self.launch(f"add_project_{suffix(matrix.dtype)}", _blocks(outputs), BLOCK, *args)
 
     def gate_up(self, gain: DeviceArray, matrix: DeviceArray) -> Launch:
         """act = silu(gate norm(x)) * up norm(x)."""
         inner, inputs = matrix.shape[0] // 2, matrix.shape[1]
         args = (self.x, gain, c_float(self.weights.rms_eps), matrix, self.act, c_int32(inputs), c_int32(inner))
         name, shared = f"gate_up_{suffix(matrix.dtype)}", inputs * matrix.dtype.itemsize
-        return self.launch(name, _blocks(inner, 1), BLOCK, *args, shared=shared)
+        return self.launch(name, _blocks(inner), BLOCK, *args, shared=shared)
 
 
 class DecodeStep:
@@ -159,5 +158,6 @@ class DecodeStep:
         ]
 
 
-def _blocks(outputs: int, of_a_warp: int) -> int:
-    return -(-outputs // (of_a_warp * BLOCK // 32))
+def _blocks(outputs: int) -> int:
+    """Of kernels/gemv.cu: a warp makes one output."""
+    return -(-outputs // (BLOCK // 32))

@@ -74,11 +74,12 @@ template <> DEVICE half_t from_float<half_t>(float value) { return half_from_flo
 // 16 bytes, one load or store; its address must be a multiple of 16.
 struct alignas(16) Vec16 { unsigned int word[4]; };
 
-// A load of what no other thread will want (weights): past the first cache, and not written by this kernel.
+// A load of what no other thread will want (weights): past the first cache, and not written by this kernel. Volatile, so
+// that it is issued where it is written: before a barrier, to be on its way meanwhile.
 DEVICE Vec16 load_once(const Vec16 *from) {
 #if defined(__CUDACC__)
     Vec16 value;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
         : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3]) : "l"(from));
     return value;
 #else

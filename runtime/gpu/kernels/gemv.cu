@@ -1,17 +1,10 @@
-// One token through the matrices of a layer. A matrix is [out, in], a warp makes `ROWS` of its outputs, so that memory
-// is read in whole rows. Bound by bytes: every weight is read once a token.
+// One token through the matrices of a layer. A matrix is [out, in], a warp makes one output, so that memory is read in
+// whole rows. Bound by bytes: every weight is read once a token, and on its way while the block norms the vector.
 #include "state.cuh"
 #include "vectors.cuh"
 
-constexpr int ROWS = 2;  // outputs a warp makes
-
-template <class T>
-DEVICE int rows_from(const T* matrix, int out, int in, const T** rows) {
-  int first = (blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32) * ROWS;
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) rows[r] = matrix + (long long)(first + r < out ? first + r : out - 1) * in;
-  return first;
-}
+// The output that this warp makes; past the end it works on the last one, and does not store it.
+DEVICE int own_row() { return blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
 
 // x [E] = table [V, E] of the token, turn [D] = cosines and sines of its position for RoPE frequencies [D/2]; and a step
 // begins: nothing has changed yet.
@@ -26,33 +19,32 @@ DEVICE void embed(State* state, const T* table, float* x, int n, const float* in
   if (i == 0) state->turned = state->refreshed = state->swaps = 0;
 }
 
-// out [rows] = matrix norm(x) + bias. Without a bias, bias is null.
+// out [count] = matrix norm(x) + bias. Without a bias, bias is null.
 template <class T>
 DEVICE void norm_project(
     const float* x, const T* gain, float epsilon, const T* matrix, const T* bias, float* out, int in, int count) {
   DYNAMIC_SHARED;
   T* y = reinterpret_cast<T*>(dynamic_shared);
+  int row = own_row();
+  const T* rows[1] = {matrix + (long long)min(row, count - 1) * in};
+  Vec16 begun[1][BEGUN];
+  float sums[1];
+  begin_rows(rows, in, begun);
   normed(x, gain, in, epsilon, y);
-  const T* rows[ROWS];
-  float sums[ROWS];
-  int first = rows_from(matrix, count, in, rows);
-  if (first >= count) return;
-  dot_rows<ROWS>(rows, y, in, sums);
-  if (threadIdx.x % 32 == 0)
-    for (int r = 0; r < ROWS && first + r < count; r++)
-      out[first + r] = sums[r] + (bias ? to_float(bias[first + r]) : 0.0f);
+  dot_rows(rows, y, in, begun, sums);
+  if (threadIdx.x % 32 == 0 && row < count) out[row] = sums[0] + (bias ? to_float(bias[row]) : 0.0f);
 }
 
 // x [count] += matrix v.
 template <class T>
 DEVICE void add_project(const T* v, const T* matrix, float* x, int in, int count) {
-  const T* rows[ROWS];
-  float sums[ROWS];
-  int first = rows_from(matrix, count, in, rows);
-  if (first >= count) return;
-  dot_rows<ROWS>(rows, v, in, sums);
-  if (threadIdx.x % 32 == 0)
-    for (int r = 0; r < ROWS && first + r < count; r++) x[first + r] += sums[r];
+  int row = own_row();
+  const T* rows[1] = {matrix + (long long)min(row, count - 1) * in};
+  Vec16 begun[1][BEGUN];
+  float sums[1];
+  begin_rows(rows, in, begun);
+  dot_rows(rows, v, in, begun, sums);
+  if (threadIdx.x % 32 == 0 && row < count) x[row] += sums[0];
 }
 
 DEVICE float silu(float gate) { return gate / (1.0f + expf(-gate)); }
@@ -63,13 +55,15 @@ DEVICE void gate_up(
     const float* x, const T* gain, float epsilon, const T* matrix, T* out, int in, int count) {
   DYNAMIC_SHARED;
   T* y = reinterpret_cast<T*>(dynamic_shared);
-  normed(x, gain, in, epsilon, y);
-  int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= count) return;
-  const T* rows[2] = {matrix + (long long)row * in, matrix + (long long)(row + count) * in};
+  int row = own_row();
+  const T* gate = matrix + (long long)min(row, count - 1) * in;
+  const T* rows[2] = {gate, gate + (long long)count * in};
+  Vec16 begun[2][BEGUN];
   float sums[2];
-  dot_rows<2>(rows, y, in, sums);
-  if (threadIdx.x % 32 == 0) out[row] = from_float<T>(silu(sums[0]) * sums[1]);
+  begin_rows(rows, in, begun);
+  normed(x, gain, in, epsilon, y);
+  dot_rows(rows, y, in, begun, sums);
+  if (threadIdx.x % 32 == 0 && row < count) out[row] = from_float<T>(silu(sums[0]) * sums[1]);
 }
 
 // The largest of a block's logits, ties to the lower id: value and id.

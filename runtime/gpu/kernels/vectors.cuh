@@ -7,20 +7,46 @@ DEVICE void load16(const T* from, float (&to)[Pack<T>::count]) {
   unpack(*reinterpret_cast<const Vec16*>(from), to);
 }
 
-// A warp's dot products of `Count` rows of a matrix [out, in], starting at `row`, with a vector [in]. Every lane gets them.
+constexpr int BEGUN = 4;  // 16-byte loads a lane and row that are on their way before anything else is done
+
+// The beginning of `Count` rows of weights [n], for a warp.
 template <int Count, class T>
-DEVICE void dot_rows(const T* const* rows, const T* vector, int n, float* sums) {
+DEVICE void begin_rows(const T* const* rows, int n, Vec16 (&begun)[Count][BEGUN]) {
+  constexpr int width = Pack<T>::count;
+#pragma unroll
+  for (int part = 0; part < BEGUN; part++) {
+    int k = (part * 32 + threadIdx.x % 32) * width;
+#pragma unroll
+    for (int r = 0; r < Count; r++)
+      if (k < n) begun[r][part] = load_once(reinterpret_cast<const Vec16*>(rows[r] + k));
+  }
+}
+
+// Their products with a vector [n], for every lane of the warp.
+template <int Count, class T>
+DEVICE void dot_rows(const T* const* rows, const T* vector, int n, const Vec16 (&begun)[Count][BEGUN], float (&sums)[Count]) {
   constexpr int width = Pack<T>::count;
   int lane = threadIdx.x % 32;
+  float x[width], w[width];
 #pragma unroll
   for (int r = 0; r < Count; r++) sums[r] = 0.0f;
-#pragma unroll 4
-  for (int k = lane * width; k < n; k += 32 * width) {
-    float x[width];
+#pragma unroll
+  for (int part = 0; part < BEGUN; part++) {
+    int k = (part * 32 + lane) * width;
+    if (k >= n) break;
     load16(vector + k, x);
 #pragma unroll
     for (int r = 0; r < Count; r++) {
-      float w[width];
+      unpack(begun[r][part], w);
+#pragma unroll
+      for (int e = 0; e < width; e++) sums[r] += w[e] * x[e];
+    }
+  }
+#pragma unroll 4
+  for (int k = (BEGUN * 32 + lane) * width; k < n; k += 32 * width) {
+    load16(vector + k, x);
+#pragma unroll
+    for (int r = 0; r < Count; r++) {
       unpack(load_once(reinterpret_cast<const Vec16*>(rows[r] + k)), w);
 #pragma unroll
       for (int e = 0; e < width; e++) sums[r] += w[e] * x[e];
