@@ -55,7 +55,7 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
     weak_flags = {"FP16": 0, "OBEY_PRECISION_CONSTRAINTS": 11} if weak else {}
     flags = enum("BuilderFlag", **weak_flags, TF32=7)
     kinds = enum("DataType", FLOAT=0, HALF=1, INT32=3, BOOL=4, **({} if old else {"INT64": 8}))
-    layer_types = enum("LayerType", ELEMENTWISE=9, CONSTANT=14, CAST=40)
+    layer_types = enum("LayerType", ELEMENTWISE=9, CONSTANT=14, IDENTITY=20, CAST=40)
     strategies = enum("ExecutionContextAllocationStrategy", STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2)
     cudnn = {"CUBLAS": 0, "CUBLAS_LT": 1, "CUDNN": 2} if weak else {}
     tactics = enum("TacticSource", **cudnn, EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4)
@@ -91,6 +91,12 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
 
             def set_output_type(self, index: int, dtype: Any) -> None:
                 self._types[index] = dtype
+
+            def output_type_is_set(self, index: int) -> bool:
+                return index in self._types
+
+            def get_output_type(self, index: int) -> Any:
+                return self._types[index]
 
     class ICastLayer(ILayer):
         @property
@@ -142,9 +148,15 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
                 tensors[value.name] = ITensor(value.name, kinds[ELEMENTS[elements[value.name]]], dims)
                 self._inputs.append(tensors[value.name])
             for node in graph.node:
-                kind = layer_types.CAST if node.op_type == "Cast" else layer_types.ELEMENTWISE
+                kind = {"Cast": layer_types.CAST, "Identity": layer_types.IDENTITY}.get(
+                    node.op_type, layer_types.ELEMENTWISE
+                )
                 ends = [tensor(name) for name in node.input if name], [tensor(name) for name in node.output]
-                self._layers.append(ILayer(node, kind, *ends))
+                layer = ILayer(node, kind, *ends)
+                self._layers.append(layer)
+                if node.op_type == "Cast" and fault == "identities":
+                    layer.type = layer_types.IDENTITY
+                    layer.set_output_type(0, ICastLayer(node, kind, *ends).to_type)
             self._onnx = path
             self._io = [(v.name, "INPUT", ELEMENTS[elements[v.name]]) for v in graph.input]
             self._io += [(v.name, "OUTPUT", ELEMENTS[elements[v.name]]) for v in graph.output]

@@ -179,10 +179,11 @@ def test_vision_and_merge_by_plans_and_the_decoder_by_own_kernels(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("casts", ("", "identities"))
 def test_a_weakly_typed_network_keeps_exactly_the_fp32_islands(
-    install: Install, device: EmulatedDevice, half: Bundle
+    install: Install, device: EmulatedDevice, half: Bundle, casts: str
 ) -> None:
-    built = build(half, ALL, device, install("8.6.0"))
+    built = build(half, ALL, device, install("8.6.0", casts))
     for name, entry in built.engines.plans.items():
         told, source = content(built, name), plan.sources(half, name)[0]
         assert set(told["flags"]) == {"FP16", "OBEY_PRECISION_CONSTRAINTS"}

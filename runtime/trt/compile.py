@@ -55,7 +55,7 @@ def compile_graph(trt: Versions, job: Job, progress: Progress) -> Made:
     config = builder.create_builder_config()
     kept = trt.set_precision(network, config, job.half)
     _configure(trt, builder, config, job)
-    cache = _attach_cache(config, job.timing_cache)
+    cache = _attach_cache(trt, config, job.timing_cache)
     trt.watch(config, lambda share: progress("building", PARSED + (1 - PARSED) * share))
     progress("building", PARSED)
     plan = builder.build_serialized_network(network, config)
@@ -89,12 +89,13 @@ def _configure(trt: Versions, builder: Any, config: Any, job: Job) -> None:
             raise _failed(trt, f"does not take the shapes of {job.graph}")
 
 
-def _attach_cache(config: Any, file: Path) -> Any:
+def _attach_cache(trt: Versions, config: Any, file: Path) -> Any:
     """Timings of an earlier build on this GPU with this TensorRT; what does not fit is left, and new ones taken."""
     cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, False)
+        trt.journal.clear()  # it calls the old one an error
     return cache
 
 

@@ -33,11 +33,7 @@ class Runner(Protocol):
 
 def check(bundle: Bundle, graph: Graph, onnx: Path, engine: Runner, most: int, seed: int = 0) -> list[Parity]:
     """Compare every output; `most` is the largest batch that the plan takes. EngineError if one is out of tolerance."""
-    results = [
-        parity
-        for feeds in _feeds(bundle, graph, onnx, most, seed)
-        for parity in _compare(bundle, graph, onnx, engine, feeds)
-    ]
+    results = measure(bundle, graph, onnx, engine, most, seed)
     worst = worst_of(results)
     if worst is not None:
         raise EngineError(
@@ -45,6 +41,15 @@ def check(bundle: Bundle, graph: Graph, onnx: Path, engine: Runner, most: int, s
             f"relative, more than {worst.tolerance:g}; the plan was not kept, use --provider cuda"
         )
     return results
+
+
+def measure(bundle: Bundle, graph: Graph, onnx: Path, engine: Runner, most: int, seed: int = 0) -> list[Parity]:
+    """How far every output of an engine is from ONNX Runtime's on the CPU, for batches of up to `most`."""
+    return [
+        parity
+        for feeds in _feeds(bundle, graph, onnx, most, seed)
+        for parity in _compare(bundle, graph, onnx, engine, feeds)
+    ]
 
 
 def _compare(bundle: Bundle, graph: Graph, onnx: Path, engine: Runner, feeds: Feeds) -> Iterator[Parity]:

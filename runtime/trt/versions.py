@@ -168,7 +168,7 @@ def load() -> Versions:
 def _fp32_layers(network: Any, trt: Any) -> list[Any]:
     """The layers that a weakly typed network must be told to compute in fp32: what lies between a cast to fp32 and one
     from it. TensorRT 8.6 does not say which type a tensor has in between, so types are followed here."""
-    kinds, layers = trt.DataType, trt.LayerType
+    kinds = trt.DataType
     of: dict[str, Any] = {}  # float type of each tensor; none for constants, which take the type of what they meet
     for at in range(network.num_inputs):
         of[network.get_input(at).name] = network.get_input(at).dtype
@@ -178,17 +178,23 @@ def _fp32_layers(network: Any, trt: Any) -> list[Any]:
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
         known = [of[tensor.name] for tensor in inputs if tensor is not None and tensor.name in of]
         floats = [kind for kind in known if kind in (kinds.FLOAT, kinds.HALF)]
-        if layer.type == layers.CAST:
-            layer.__class__ = trt.ICastLayer  # get_layer gives the base class
-            kind = layer.to_type
-        else:
-            kind = floats[0] if floats else known[0] if known else None
-        if kind == kinds.FLOAT and layer.type != layers.CAST and any(map(_is_float(kinds), _outputs(layer))):
+        cast = _cast_to(layer, trt)
+        kind = cast if cast is not None else floats[0] if floats else known[0] if known else None
+        if kind == kinds.FLOAT and cast is None and any(map(_is_float(kinds), _outputs(layer))):
             found.append(layer)
         for tensor in _outputs(layer):
             if kind is not None:
                 of[tensor.name] = kind if _is_float(kinds)(tensor) else tensor.dtype
     return found
+
+
+def _cast_to(layer: Any, trt: Any) -> Any:
+    """What a cast casts to, None for any other layer. The parser of 8.5 wrote casts as identities with a type."""
+    if layer.type == trt.LayerType.CAST:
+        layer.__class__ = trt.ICastLayer  # get_layer gives the base class
+        return layer.to_type
+    named = layer.type == trt.LayerType.IDENTITY and layer.output_type_is_set(0)
+    return layer.get_output_type(0) if named else None
 
 
 def _outputs(layer: Any) -> list[Any]:
