@@ -58,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     p = command(commands, "verify", verify, "hash every file of a bundle and answer one question with it")
     p.add_argument("bundle", type=Path, metavar="BUNDLE")
+    add(p, EngineSpec, only=("provider",))
 
     p = command(commands, "doctor", doctor, "show what this machine has and lacks")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -179,13 +180,18 @@ def verify(args: argparse.Namespace) -> None:
     """dycoke-edge verify BUNDLE"""
     with installed("verify", "dycoke-edge", EngineError):
         from dycoke_edge.runtime.smoke import smoke_run
+        from dycoke_edge.runtime.trt.plan import verify as verify_plans
     bundle = open_bundle(args.bundle)
     names = list(bundle.manifest.files)
     with output.progress() as show:
         bundle.verify(lambda name: show(name, names.index(name) / len(names)))
+        plans = verify_plans(bundle, lambda name: show(name, 1.0))
         show("answering", 1.0)
-        reply = smoke_run(args.bundle)
-    output.json_line({"bundle": str(args.bundle), "files": len(names), "tokens": reply.token_ids, "ok": True})
+        reply, results = smoke_run(args.bundle, args.provider)
+    for result in results:
+        output.parity(result)
+    told = {"bundle": str(args.bundle), "files": len(names), "plans": plans, "tokens": reply.token_ids, "ok": True}
+    output.json_line(told)
 
 
 def doctor(args: argparse.Namespace) -> None:

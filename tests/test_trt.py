@@ -556,6 +556,13 @@ def test_commands(install: Install, device: EmulatedDevice, bundle: Bundle, caps
     assert "merge_070" in told[0]["graphs"]
     assert "engines.1.gpu" in here(capsys, "inspect", bundle.path).out
 
+    assert json.loads(here(capsys, "verify", bundle.path).out)["plans"] == 2
+    damaged = next((bundle.path / "engines").rglob("vision-*.plan"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    assert "is damaged" in here(capsys, "verify", bundle.path).complaint
+    damaged.unlink()
+    assert json.loads(here(capsys, "inspect", bundle.path, "--json").out)["engines"][0]["stale"] == ["vision"]
+
 
 def test_a_build_that_does_not_fit_is_refused(
     install: Install, device: EmulatedDevice, bundle: Bundle, capsys: pytest.CaptureFixture[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,20 @@ def checked(bundle: Bundle, machine: Machine, engines: Engines, graph: str) -> t
     if reason:
         raise EngineError(f"{reason}; {rebuild(bundle, options)}")
     return path / plan.file, plan
+
+
+def verify(bundle: Bundle, on_file: Callable[[str], None] = lambda name: None) -> int:
+    """Hash every plan of every machine; EngineError names the first that is damaged or of another graph. How many."""
+    count = 0
+    for path in folders(bundle):
+        for graph, plan in read(path).plans.items():
+            on_file(f"{FOLDER}/{path.name}/{plan.file}")
+            reason = why_not(bundle, path, graph, plan)
+            if reason:
+                raise EngineError(f"{reason}; {rebuild(bundle)}")
+            check_content(bundle, path / plan.file, plan)
+            count += 1
+    return count
 
 
 def check_content(bundle: Bundle, file: Path, plan: Plan) -> None:
