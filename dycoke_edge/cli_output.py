@@ -168,7 +168,9 @@ def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _readable(key: str, value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and ("bytes" in key or key.startswith("memory_needed")):
         return f"{value:,} ({value / 2**20:,.1f} MiB)"
-    return "absent" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (
+        "absent" if value is None else (" ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+    )
 
 
 def event(one: Event) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +19,12 @@ from numpy.typing import NDArray
 
 from dycoke_edge import Compression, EngineError, EngineSpec, LiveSpec, Sampling, VideoLLM
 from dycoke_edge.bundle import Bundle, open_bundle
-from dycoke_edge.runtime import ort_cuda, readiness, visual
+from dycoke_edge.runtime import ort_cuda, pipeline, readiness, visual
 from dycoke_edge.runtime.engine import AnyArray, Engine, OrtCpuEngine, open_engine
 from dycoke_edge.runtime.gpu import libraries
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.ort_cuda import OrtCudaEngine
-from tests.commands import here
+from tests.commands import Outcome, here
 from tests.emulator import EmulatedDevice
 from tests.test_parity import frames
 
@@ -210,6 +211,37 @@ def test_a_damaged_graph(tiny_bundle: Path, device: Device, tmp_path: Path) -> N
     path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(EngineError, match=r"vision_cuda\.onnx"):
         OnHost(open_bundle(tmp_path / "b"), SPEC, device).load("vision")
+
+
+def verified(
+    capsys: Capture, bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch, engine: type[OnHost] = OnHost
+) -> Outcome:
+    monkeypatch.setattr(pipeline, "open_engine", lambda bundle, spec: engine(bundle, spec, device))
+    return here(capsys, "verify", bundle, "--provider", "cuda")
+
+
+def test_verify_on_a_gpu_compares_with_the_cpu(
+    capsys: Capture, tiny_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = verified(capsys, tiny_bundle, device, monkeypatch)
+    assert outcome.code == 0 and json.loads(outcome.out)["ok"]
+    lines = [line.split()[:2] for line in outcome.err.splitlines()]
+    merges = [[f"merge_0{ratio}0", output] for ratio in (3, 5, 7, 9) for output in ("kept", "index")]
+    assert lines == [["vision", "tokens"], *merges]
+
+
+def test_verify_refuses_a_gpu_that_computes_otherwise(
+    capsys: Capture, tiny_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(OnHost):
+        def run(self, graph: str, inputs: Mapping[str, AnyArray], outputs: Mapping[str, AnyArray]) -> None:
+            super().run(graph, inputs, outputs)
+            tokens = outputs.get("tokens")
+            if isinstance(tokens, np.ndarray):
+                tokens *= 1.001
+
+    outcome = verified(capsys, tiny_bundle, device, monkeypatch, Wrong)
+    assert outcome.code == 4 and "vision: tokens on cuda differs from the CPU by 0.001" in outcome.complaint
 
 
 # What is missing
