@@ -21,9 +21,9 @@ def by_operator(engine: OrtCpuEngine, graph: str, once: Callable[[], None]) -> t
     kernels, else that of the host, which launches them. `once` runs the graph on the engine and waits."""
     opened, providers = engine._open, ["CPUExecutionProvider"]
 
-    def profiled(name: str, path: Path) -> Any:
-        options = opened(name, path).get_session_options()
-        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/{name}"
+    def profiled(graph: str, path: Path) -> Any:
+        options = opened(graph, path).get_session_options()
+        options.enable_profiling, options.profile_file_prefix = True, f"{folder}/{graph}"
         chosen: Any = engine._providers() if isinstance(engine, OrtCudaEngine) else providers
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)
 

@@ -121,8 +121,8 @@ class Torch:
     def start(self, batch: int) -> None:
         """Encode all frames, `batch` at a time."""
         with self.torch.no_grad():
-            parts = self.pixels.split(batch)
-            self.tokens = [self._features(part) for part in parts]
+            starts = range(0, len(self.pixels), batch)
+            self.tokens = [self._features(self.pixels[start : start + batch]) for start in starts]
 
     def wait(self) -> None:
         """Until it is done."""

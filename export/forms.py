@@ -161,7 +161,7 @@ def _fuse_skip(graph: Traced, norm: NodeProto) -> bool:
 
 
 def _epsilon(norm: NodeProto) -> float:
-    return next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+    return float(next(attribute.f for attribute in norm.attribute if attribute.name == "epsilon"))
 
 
 def _fuse_gelu(graph: Traced, tanh: NodeProto) -> str:
