@@ -328,7 +328,8 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
 
     def _need_gpu(logger: Any) -> None:
         if fault == "no gpu":
-            complain(logger, "CUDA initialization failure with error: 35")
+            logger.log(ILogger.Severity.WARNING, "Unable to determine GPU memory usage")
+            logger.log(ILogger.Severity.WARNING, "CUDA initialization failure with error: 35")
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     class Runtime:

@@ -6,8 +6,6 @@ import re
 import threading
 from collections import deque
 
-from dycoke_edge.errors import EngineError
-
 KEPT = 200  # lines of each kind
 FAILED = ("ERROR", "INTERNAL_ERROR")
 # "[a.cpp::f::12] Error Code 2: " and "2: [a.cpp::f::12] Error Code 2: "
@@ -30,21 +28,21 @@ class Journal:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lines: deque[tuple[str, str]] = deque(maxlen=KEPT)
+        self._warnings: deque[str] = deque(maxlen=KEPT)
         self._errors: deque[str] = deque(maxlen=KEPT)
 
     def add(self, severity: str, text: str) -> None:
-        """Keep a line. Errors are kept apart, so that warnings do not push them out."""
+        """Keep an error or a warning; a builder says much else."""
         with self._lock:
             if severity in FAILED:
                 self._errors.append(text)
-            else:
-                self._lines.append((severity, text))
+            elif severity == "WARNING":
+                self._warnings.append(text)
 
     def clear(self) -> None:
         """Forget."""
         with self._lock:
-            self._lines.clear()
+            self._warnings.clear()
             self._errors.clear()
 
     @property
@@ -57,11 +55,11 @@ class Journal:
     def warnings(self) -> list[str]:
         """Warnings since `clear`."""
         with self._lock:
-            return [text for severity, text in self._lines if severity == "WARNING"]
+            return list(self._warnings)
 
     def explain(self, failed: str, otherwise: str = "") -> str:
         """One line: what failed, what TensorRT said of it, and what to do."""
-        said = self.errors
+        said = self.errors or self.warnings[-1:]  # 8.6 calls it a warning that there is no GPU
         everything = " ".join(said)
         remedy = next((words for pattern, words in REMEDIES if pattern.search(everything)), otherwise)
         reason = plain(said[0]) if said else "it gives no reason"
@@ -71,8 +69,3 @@ class Journal:
 def plain(text: str) -> str:
     """A line of TensorRT without the place in its sources."""
     return PLACE.sub("", " ".join(text.split()))[:300]
-
-
-def failure(journal: Journal, failed: str, otherwise: str = "") -> EngineError:
-    """The error of something that TensorRT did not do."""
-    return EngineError(journal.explain(failed, otherwise))
