@@ -3,10 +3,10 @@
 A sequence is prefix, visual tokens, then blocks "question, answer". A block attends to the prefix, the frames and
 itself, and its positions begin where the frames end: it sees what it would alone, and the frames are encoded once.
 
-Half of the training batches lose a border of every picture, or whole frames, or both. A large model has seen pictures
-of many sizes and films of many rates; one trained on this fixed grid alone would read time and place from counting
-tokens. Tokens inside a picture are never lost: that is what methods are compared by, and a model trained on one
-method's gaps would favour it.
+Half of the training batches lose a border of every picture, whole frames, or whole lines anywhere, from each picture
+another number of them. A large model has seen pictures of many sizes and films of many rates; one trained on this fixed
+grid alone would read time and place from counting tokens. Nothing is lost in the way of any method that is compared:
+neither tokens here and there nor those that repeat, or the model would favour it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FRAMES = (8, 12, 16, 24, 32)
 EASY = 2  # of FRAMES: the lengths that training begins with
 PICTURES = 2  # beside each clip
 LOST = 0.5  # of the frames at most, in a batch that loses frames
+LINES = 4  # of GRID that stay at least, rows and columns each, in a batch that loses lines
 IGNORED = -100
 
 
@@ -83,7 +84,7 @@ def blocks(tokenizer: Tokenizer, asked: list[questions.Question]) -> tuple[list[
 
 
 def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, lossy: bool = False) -> Batch:
-    """A batch of the scenes with these seeds; a `lossy` one has lost a border, or frames, or both."""
+    """A batch of the scenes with these seeds; a `lossy` one has lost a border, or frames, or both, or lines."""
     prefix = tokenizer.encode("<|im_start|>user ", add_special_tokens=False).ids
     scenes = [plan(seed, split, frames) for seed in seeds]
     kept, span = _kept(np.random.default_rng([seeds[0], 4]), scenes, lossy)
@@ -110,13 +111,41 @@ def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, loss
 
 def _kept(random: np.random.Generator, scenes: list[Scene], lossy: bool) -> tuple[Tensor, Tensor]:
     """Which visual tokens stay, int64 [clips, M], and their positions, the original ones or renumbered."""
-    frames, which = scenes[0].frames, random.integers(3) if lossy else -1
+    which = random.integers(4) if lossy else -1
+    rows = _without_lines(random, scenes) if which == 3 else _without_frames(random, scenes, which)
+    kept = torch.from_numpy(rows)
+    renumbered = torch.arange(kept.shape[1]).expand(len(scenes), -1)
+    return kept, renumbered if lossy and random.random() < 0.5 else kept
+
+
+def _without_frames(random: np.random.Generator, scenes: list[Scene], which: int) -> NDArray[np.int64]:
+    """What stays of every clip without a border (which = 0), without some frames (1), or without both (2)."""
+    frames = scenes[0].frames
     inside = np.flatnonzero(_uncropped(random) if which in (0, 2) else np.ones(TOKENS, np.bool_))
     count = frames - int(random.integers(1, int(LOST * frames) + 1)) if which in (1, 2) else frames
     shown = np.stack([_shown(random, scene, count) for scene in scenes])
-    kept = torch.from_numpy((shown[:, :, None] * TOKENS + inside).reshape(len(scenes), -1))
-    renumbered = torch.arange(kept.shape[1]).expand(len(scenes), -1)
-    return kept, renumbered if lossy and random.random() < 0.5 else kept
+    return np.asarray((shown[:, :, None] * TOKENS + inside).reshape(len(scenes), -1))
+
+
+def _without_lines(random: np.random.Generator, scenes: list[Scene]) -> NDArray[np.int64]:
+    """What stays of every clip when each picture loses lines of its own, but in all clips as many."""
+    sizes = random.integers(LINES, cells.GRID + 1, (scenes[0].frames, 2))
+    return np.stack([_thinned(random, scene, sizes) for scene in scenes])
+
+
+def _thinned(random: np.random.Generator, scene: Scene, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows and columns of each frame drawn by their numbers [F, 2]; those of the spark stay."""
+    kept = []
+    for frame, wanted in enumerate(sizes):
+        here = scene.spark is not None and scene.spark.frame == frame
+        spark = scene.spark.centre if here and scene.spark else random.random(2)
+        stays = int(spark[1] * cells.GRID), int(spark[0] * cells.GRID)
+        rows, columns = (
+            np.sort(np.append(random.permutation(np.delete(np.arange(cells.GRID), line))[: size - 1], line))
+            for line, size in zip(stays, wanted, strict=True)
+        )
+        kept.append((frame * TOKENS + rows[:, None] * cells.GRID + columns).flatten())
+    return np.concatenate(kept)
 
 
 def _uncropped(random: np.random.Generator) -> NDArray[np.bool_]:
