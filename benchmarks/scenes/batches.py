@@ -111,7 +111,7 @@ def make(tokenizer: Tokenizer, split: Split, seeds: list[int], frames: int, loss
 
 def _kept(random: np.random.Generator, scenes: list[Scene], lossy: bool) -> tuple[Tensor, Tensor]:
     """Which visual tokens stay, int64 [clips, M], and their positions, the original ones or renumbered."""
-    which = random.integers(4) if lossy else -1
+    which = int(random.integers(4)) if lossy else -1
     rows = _without_lines(random, scenes) if which == 3 else _without_frames(random, scenes, which)
     kept = torch.from_numpy(rows)
     renumbered = torch.arange(kept.shape[1]).expand(len(scenes), -1)
