@@ -17,6 +17,7 @@ from dycoke_edge.runtime.gpu.context import Context
 from dycoke_edge.runtime.gpu.cublas import WORKSPACE, CuBlas, find_library
 from dycoke_edge.runtime.gpu.device import Argument, out_of_memory
 from dycoke_edge.runtime.gpu.driver import Driver
+from dycoke_edge.runtime.gpu.spare import Spare
 from dycoke_edge.runtime.gpu.work import CudaEvent, CudaGraph, CudaLaunch
 
 Array = NDArray[Any]
@@ -24,6 +25,7 @@ PTX = Path(__file__).parent / "kernels" / "kernels.ptx"
 NON_BLOCKING = 1  # a stream that does not wait for the default stream, nor the default stream for it
 PORTABLE = 1  # pinned memory that every context knows as such
 OUT_OF_MEMORY = 2
+STAGE = 1 << 20  # bytes of pinned memory that small uploads pass through
 MAX_SHARED = 48 << 10  # bytes that every kernel may use unasked
 
 
@@ -38,6 +40,10 @@ class CudaDevice:
         self._stream = self._call("cuStreamCreate", NON_BLOCKING)
         self._free_at_start, self.total_bytes = self._call("cuMemGetInfo")
         self._sizes: dict[int, int] = {}
+        self._held = 0  # the sum of these
+        self._spare = Spare()
+        self._stage: NDArray[np.uint8] | None = None  # pinned; small uploads pass through it
+        self._staged = 0
         self._peak = 0
         self._ptx = ptx
         self._module: Any = None
@@ -59,9 +65,10 @@ class CudaDevice:
 
     @property
     def bytes_in_use(self) -> int:
-        """As in Device. What other programs took or gave back since is in it too: CUDA does not tell them apart."""
+        """As in Device. What other programs took or gave back since is in it too: CUDA does not tell them apart. Blocks
+        kept for the next who wants one are not."""
         free, _ = self._call("cuMemGetInfo")
-        return max(sum(self._sizes.values()), int(self._free_at_start - free))
+        return max(self._held, int(self._free_at_start - free) - self._spare.nbytes)
 
     @property
     def free_bytes(self) -> int:
@@ -77,21 +84,34 @@ class CudaDevice:
     def alloc(self, nbytes: int) -> int:
         """As in Device."""
         assert nbytes > 0 and not self._recording
+        spare = self._spare.take(nbytes)
+        address = self._new(nbytes) if spare is None else spare
+        self._sizes[address] = nbytes
+        self._held += nbytes
+        self._peak = max(self._peak, self._held if spare else self.bytes_in_use)
+        self.zero(address, nbytes)
+        return address
+
+    def _new(self, nbytes: int) -> int:
         self._context.enter()
         status, new = self._driver.module.cuMemAlloc(nbytes)
+        if status == OUT_OF_MEMORY and self._spare.nbytes:
+            for address in self._spare.clear():
+                self._call("cuMemFree", address)
+            status, new = self._driver.module.cuMemAlloc(nbytes)
         if status == OUT_OF_MEMORY:
             raise out_of_memory(nbytes, *self._call("cuMemGetInfo"))
         if status != 0:
             self._driver.fail("cuMemAlloc", status)
-        address = int(new)
-        self._sizes[address] = nbytes
-        self.zero(address, nbytes)
-        self._peak = max(self._peak, self.bytes_in_use)
-        return address
+        return int(new)
 
     def free(self, address: int) -> None:
-        """As in Device."""
-        if self._sizes.pop(address, None) is not None:
+        """As in Device. What is done next happens after what uses the memory now: it is one stream."""
+        nbytes = self._sizes.pop(address, None)
+        if nbytes is None or self._context.closed:
+            return
+        self._held -= nbytes
+        if not self._spare.keep(address, nbytes):
             self._quietly("cuMemFree", address)
 
     def zero(self, address: int, nbytes: int) -> None:
@@ -99,10 +119,21 @@ class CudaDevice:
         self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
 
     def upload(self, address: int, array: Array) -> None:
-        """As in Device. Waits: where a GPU reads pageable memory by itself, a copy returns before it has read."""
+        """As in Device. Large arrays are waited for: where a GPU reads pageable memory by itself, a copy returns before
+        it has read. Small ones are copied to pinned memory first, and not waited for."""
         assert array.flags.c_contiguous
-        self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
-        self.synchronize()
+        if array.nbytes > STAGE // 4:
+            self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
+            self.synchronize()
+            return
+        if self._stage is None or self._staged + array.nbytes > STAGE:
+            self._stage = self.pinned(STAGE) if self._stage is None else self._stage
+            self.synchronize()  # what lies there has been read
+            self._staged = 0
+        part = self._stage[self._staged : self._staged + array.nbytes]
+        part[...] = array.reshape(-1).view(np.uint8)
+        self._call("cuMemcpyHtoDAsync", address, part.ctypes.data, array.nbytes, self._stream)
+        self._staged += -(-array.nbytes // 16) * 16
 
     def download(self, address: int, array: Array) -> None:
         """As in Device."""
@@ -177,8 +208,10 @@ class CudaDevice:
         self._quietly("cuStreamSynchronize", self._stream)
         if self._cublas and not self._driver.lost:
             self._cublas.close()
-        for address in tuple(self._sizes):
-            self.free(address)
+        for address in (*self._sizes, *self._spare.clear()):
+            self._quietly("cuMemFree", address)
+        self._sizes.clear()
+        self._held = 0
         if self._module:
             self._quietly("cuModuleUnload", self._module)
         self._quietly("cuStreamDestroy", self._stream)
