@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import locale
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,18 @@ def test_the_text_is_made_from_these_sources(made: str) -> None:
     assert same, "kernels.ptx is old: python -m dycoke_edge.runtime.gpu.kernels.compile"
     toys = (TOYS.with_suffix(".ptx")).read_text(encoding="ascii") == kernels.compile_sources([TOYS])
     assert toys, f"python -m dycoke_edge.runtime.gpu.kernels.compile {TOYS.relative_to(TOYS.parents[2])}"
+
+
+def test_a_compilation_leaves_the_locale_alone(made: str) -> None:
+    assert (
+        locale.nl_langinfo(locale.CODESET)
+        == subprocess.run(
+            [sys.executable, "-c", "import locale; print(locale.nl_langinfo(locale.CODESET))"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    )
 
 
 def test_the_oldest_driver_and_gpu_can_read_it() -> None:

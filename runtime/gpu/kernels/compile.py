@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,23 @@ def sources() -> list[Path]:
 
 def compile_sources(files: Sequence[Path]) -> str:
     """The PTX text of .cu files, as one translation unit."""
+    with _own_locale():
+        return _compile(files)
+
+
+@contextmanager
+def _own_locale() -> Iterator[None]:
+    """NVRTC 12.2 leaves its thread with the C locale, after which Python reads every file as ASCII."""
+    uselocale = ctypes.CDLL(None).uselocale
+    uselocale.argtypes, uselocale.restype = [ctypes.c_void_p], ctypes.c_void_p
+    before = uselocale(None)
+    try:
+        yield
+    finally:
+        uselocale(before)
+
+
+def _compile(files: Sequence[Path]) -> str:
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
     source = "".join(f'#include "{path if path.parent != HERE else path.name}"\n' for path in files)
     _call(nvrtc, "nvrtcCreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
