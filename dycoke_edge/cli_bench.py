@@ -136,7 +136,9 @@ def _bandwidth(job: Bench) -> tuple[float | None, str | None]:
 
     if job.spec.bandwidth is not None:
         return job.spec.bandwidth * 1e9, "--bandwidth"
-    return (read_bandwidth(), "read by the CPU") if job.on_host else (None, None)
+    if job.on_host:
+        return read_bandwidth(), "read by the CPU"
+    return (job.bandwidth, "by the GPU's memory clock and bus width") if job.bandwidth else (None, None)
 
 
 def _asdict(group: Any, only: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -239,7 +239,9 @@ class BenchSpec(Options):
     rounds: int = option(6, "times everything is measured", 1, 2**20)
     warmup: int = option(2, "rounds before that, which do not count", 0, 2**20)
     bandwidth: float | None = option(
-        None, "GB/s that the memory can be read at, e.g. from the data sheet; without it, measured on the CPU", 1e-3
+        None,
+        "GB/s that the memory can be read at, e.g. from the data sheet; without it, measured on the CPU, or what a GPU says",
+        1e-3,
     )
 
     def __post_init__(self) -> None:

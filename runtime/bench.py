@@ -23,7 +23,7 @@ from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.bench_result import Result, active, facts
 from dycoke_edge.runtime.board import reset_peak, status_bytes
-from dycoke_edge.runtime.engine import AnyArray, OnDevice, open_engine
+from dycoke_edge.runtime.engine import AnyArray, OnDevice, device_of, open_engine
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.power import PowerMeter, total
@@ -79,6 +79,12 @@ class Bench:
     def on_host(self) -> bool:
         """The engine computes in the memory that a read on the CPU measures."""
         return self._device is None
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes a second that the GPU's memory can be read at, as its driver has it; None where it does not say."""
+        device = device_of(self.llm.engine)
+        return device.bandwidth if device else None
 
     def run(self, on_progress: Callable[[str, float], None] = lambda what, share: None) -> list[Result]:
         """Measure; `on_progress` hears what runs next and the share that is done."""

@@ -64,3 +64,4 @@ def test_bench_counts_what_kernels_move(tiny_bundle: Path, monkeypatch: pytest.M
     assert layers.weights.nbytes < on.bytes_moved < off.bytes_moved < 1.2 * layers.weights.nbytes
     assert off.device_bytes and off.device_bytes > layers.weights.nbytes
     assert "kv_compaction_latency" not in off.samples
+    assert not job.on_host and job.bandwidth == 1e9  # the emulated device's
