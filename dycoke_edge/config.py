@@ -240,7 +240,7 @@ class BenchSpec(Options):
     warmup: int = option(2, "rounds before that, which do not count", 0, 2**20)
     bandwidth: float | None = option(
         None,
-        "GB/s that the memory can be read at, e.g. from the data sheet; without it, measured on the CPU, or what a GPU says",
+        "GB/s that the memory can be read at, e.g. from the data sheet (as the CPU measures, or as a GPU says)",
         1e-3,
     )
 
