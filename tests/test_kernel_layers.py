@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dycoke_edge import BundleError, Compression, EngineError, Sampling, VideoLLM
 from dycoke_edge.config import LiveSpec
+from dycoke_edge.runtime import layers as graph_layers
+from dycoke_edge.runtime.gpu import layers as kernel_layers
 from dycoke_edge.runtime.gpu import weights
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.layers import KernelLayers
 from dycoke_edge.runtime.loop import Decoder
+from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Step
 from tests import lively
 from tests.emulator import EmulatedDevice
+from tests.gpu import no_gpu
 from tests.test_parity import answer, frames
 
 CHUNK, ROWS, TOKENS = 32, 512, 24
@@ -140,6 +146,48 @@ def test_half_precision(half_bundle: Path, device: Device) -> None:
             llm._decoder._text(np.array([token]))
         a, b = host._decoder.logits[0], own._decoder.logits[0]
         assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
+
+
+class Watched(Sampler):
+    """Notes the logits it draws from; draws the best, or what it is told."""
+
+    def __init__(self, seen: list[NDArray[np.float32]], told: list[int] | None = None) -> None:
+        super().__init__(Sampling())
+        self.seen, self.told = seen, iter(told or [])
+
+    def __call__(self, logits: NDArray[np.float32]) -> int:
+        self.seen.append(logits.copy())
+        return next(self.told, super().__call__(logits))
+
+
+def test_half_precision_picks_the_same_where_it_is_clear(
+    half_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step by step, on the host's tokens: logits within fp16's error, and the same best one where the second is
+    further away than that."""
+    count = 12 if isinstance(device, EmulatedDevice) else 128
+    drawn = Sampling(max_new_tokens=count, temperature=1.0, stop_token_ids=())
+    asked: dict[str, Any] = {"video": frames(9), "compression": Compression(merge_ratio=0.5), "sampling": drawn}
+    want, got = list[NDArray[np.float32]](), list[NDArray[np.float32]]()
+    monkeypatch.setattr(graph_layers, "Sampler", lambda sampling: Watched(want))
+    ids = VideoLLM.load(half_bundle, kv_capacity=ROWS).generate("What?", **asked).token_ids
+    monkeypatch.setattr(kernel_layers, "Sampler", lambda sampling: Watched(got, ids))
+    assert kernels(half_bundle, device).generate("What?", **asked).token_ids == ids
+    for a, b in zip(want, got, strict=True):
+        error = np.abs(a - b).max()
+        assert error < 0.02 * np.abs(a).max()
+        best = np.sort(a)[-2:]
+        assert a.argmax() == b.argmax() or best[1] - best[0] < 2 * error
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(bool(no_gpu()), reason=no_gpu())
+def test_captured_launched_and_the_cpu_agree_for_128_tokens(tiny_bundle: Path, llm: VideoLLM) -> None:
+    long = Sampling(max_new_tokens=128, stop_token_ids=())
+    want = llm.generate("What?", frames(9), sampling=long).token_ids
+    for decoder in ("captured", "launched", "graphs"):
+        own = VideoLLM.load(tiny_bundle, "cuda", decoder=decoder, kv_capacity=ROWS)
+        assert own.generate("What?", frames(9), sampling=long).token_ids == want, decoder
 
 
 def test_logits_that_are_not_finite_are_an_error(tiny_bundle: Path, device: Device) -> None:
