@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dycoke_edge.export.build import export
 from dycoke_edge.runtime.gpu.device import Device
 from tests import lively
 from tests.emulator import EmulatedDevice
-from tests.gpu import no_gpu
+from tests.gpu import no_cuda_engine, no_gpu, real_device
 
 torch.set_num_threads(1)  # on busy cores the spinning threads of torch made these tests 70 times slower
 
@@ -78,8 +78,8 @@ ENGINES: dict[str, dict[str, Any]] = {
 @pytest.fixture(params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ENGINES if name != "cpu")])
 def load(request: pytest.FixtureRequest) -> Callable[..., VideoLLM]:
     """VideoLLM.load on every engine that can be had: what holds on the CPU must hold there."""
-    if request.param != "cpu" and no_gpu():
-        pytest.skip(no_gpu())
+    if request.param != "cpu" and no_cuda_engine():
+        pytest.skip(no_cuda_engine())
     return partial(VideoLLM.load, **ENGINES[request.param])
 
 
@@ -100,15 +100,10 @@ def model(tiny_checkpoint: Path) -> Any:
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+def device(request: pytest.FixtureRequest) -> Device:
     """A GPU emulated on the CPU, and the first real one where there is one."""
     if request.param == "emulated":
-        yield EmulatedDevice()
-        return
+        return EmulatedDevice()
     if no_gpu():
         pytest.skip(no_gpu())
-    from dycoke_edge.runtime.gpu.cuda import CudaDevice
-
-    real = CudaDevice()
-    yield real
-    real.close()
+    return real_device()
