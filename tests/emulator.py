@@ -1,4 +1,4 @@
-"""A device without a GPU: kernels compiled with g++ (cuda_on_cpu/), gemm by numpy, memory of the host.
+"""A device without a GPU: kernels compiled with g++ (cuda_on_cpu/), products by numpy, memory of the host.
 
 It does what a GPU does and refuses what a GPU would not forgive, or not notice: addresses outside of live memory,
 arguments of another type, too many threads, too much shared memory, misaligned loads, barriers that not all reach.
@@ -143,40 +143,28 @@ class EmulatedDevice:
 
         return lambda: self._launch(run)
 
-    def gemm(
+    def product(
         self,
         m: int,
         n: int,
         k: int,
-        a: int,
-        lda: int,
-        b: int,
-        ldb: int,
-        c: int,
-        ldc: int,
+        x: int,
+        matrix: int,
+        out: int,
         *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        alpha: float = 1.0,
         beta: float = 0.0,
         dtype: DTypeLike,
-        out_dtype: DTypeLike | None = None,
-        batch: int = 1,
-        stride_a: int = 0,
-        stride_b: int = 0,
-        stride_c: int = 0,
+        to: DTypeLike,
     ) -> None:
-        kind = np.dtype(dtype)
-        left = self._matrix(a, batch, stride_a, (k, m) if transpose_a else (m, k), lda, kind)
-        right = self._matrix(b, batch, stride_b, (n, k) if transpose_b else (k, n), ldb, kind)
-        out = self._matrix(c, batch, stride_c, (m, n), ldc, np.dtype(out_dtype or dtype))
-        assert batch == 1 or stride_c, "members of a batch would be written over each other"
+        left, right, target = (
+            self._matrix(x, m, k, dtype),
+            self._matrix(matrix, n, k, dtype),
+            self._matrix(out, m, n, to),
+        )
 
         def run() -> None:
-            x = (left.swapaxes(1, 2) if transpose_a else left).astype(np.float32)
-            y = (right.swapaxes(1, 2) if transpose_b else right).astype(np.float32)
-            product = np.float32(alpha) * (x @ y)
-            out[...] = product + np.float32(beta) * out if beta else product
+            found = left.astype(np.float32) @ right.astype(np.float32).T
+            target[...] = found + np.float32(beta) * target if beta else found
 
         self._do(run)
 
@@ -255,17 +243,12 @@ class EmulatedDevice:
         if _whole(nbytes) > nbytes:
             yield Tail(start + nbytes, _whole(nbytes) - nbytes)
 
-    def _matrix(
-        self, address: int, batch: int, stride: int, shape: tuple[int, int], ld: int, dtype: np.dtype[Any]
-    ) -> Array:
-        rows, columns = shape
-        assert ld >= columns, f"rows of {columns} elements cannot be {ld} apart"
-        assert address % dtype.itemsize == 0
-        nbytes = ((batch - 1) * stride + (rows - 1) * ld + columns) * dtype.itemsize
+    def _matrix(self, address: int, rows: int, columns: int, dtype: DTypeLike) -> Array:
+        kind = np.dtype(dtype)
+        nbytes = rows * columns * kind.itemsize
+        assert address % kind.itemsize == 0
         self._check(address, nbytes, self._sizes)
-        memory = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(dtype)
-        strides = tuple(step * dtype.itemsize for step in (stride, ld, 1))
-        return np.lib.stride_tricks.as_strided(memory, (batch, rows, columns), strides)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(kind).reshape(rows, columns)
 
 
 class _Graph:

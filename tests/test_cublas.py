@@ -10,10 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu import cublas
+
+FP32 = np.dtype(np.float32)
 
 
 @pytest.fixture
@@ -78,4 +81,4 @@ class Broken:
 )
 def test_a_status_is_an_error(name: str, status: int, said: str) -> None:
     with pytest.raises(EngineError, match=said):
-        cublas.CuBlas(Broken(name, status), 1, 2).gemm(1, 1, 1, 0, 1, 0, 1, 0, 1, dtype="f4")
+        cublas.CuBlas(Broken(name, status), 1, 2).product(1, 1, 1, 0, 0, 0, 0.0, FP32, FP32)

@@ -68,7 +68,7 @@ def test_it_does_what_every_device_does(libraries: Path) -> None:
     )
     printed = run(libraries, "-m", "pytest", "tests/test_gpu_device.py", *rest, TOYS=compiled.toy_kernels()._name)
     counts = dict(re.findall(r"(\d+) (\w+)", printed.splitlines()[-1]))
-    assert "skipped" not in counts.values() and int(next(iter(counts))) > 50, printed
+    assert "skipped" not in counts.values() and int(next(iter(counts))) > 30, printed
 
 
 def test_whole_answers(libraries: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ from dycoke_edge.runtime.gpu import cublas
 from dycoke_edge.runtime.gpu.cuda import CudaDevice
 cublas.in_packages = lambda name: []
 try:
-    CudaDevice().gemm(1, 1, 1, 0, 1, 0, 1, 0, 1, dtype="f4")
+    CudaDevice().product(1, 1, 1, 0, 0, 0, dtype="f4", to="f4")
 except EngineError as error:
     print(error)
 """

@@ -245,65 +245,28 @@ def test_sixteen_bytes_at_once(device: Device, kind: str, dtype: type) -> None:
     assert np.array_equal(out.numpy(), values.astype(np.float32))
 
 
-# gemm
+# Products
 
 
-@pytest.mark.parametrize("transpose_b", [False, True])
-@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f2", "f2"), ("f2", "f4")], ids="-".join)
-@pytest.mark.parametrize("batch", [1, 3])
-def test_gemm(device: Device, batch: int, dtypes: tuple[str, str], transpose_a: bool, transpose_b: bool) -> None:
+def test_product(device: Device, dtypes: tuple[str, str], beta: float) -> None:
     m, n, k = 5, 8, 24
     kind, out_kind = map(np.dtype, dtypes)
-    a = random(batch, *((k, m + 3) if transpose_a else (m, k + 8)), seed=1).astype(kind)
-    b = random(batch, *((n, k + 4) if transpose_b else (k, n + 2)), seed=2).astype(kind)
-    c = random(batch, m, n + 6, seed=3).astype(out_kind)
-    on = [DeviceArray.of(device, array) for array in (a, b, c)]
-    device.gemm(
-        *(m, n, k, on[0].address, a.shape[2], on[1].address, b.shape[2], on[2].address, c.shape[2]),
-        transpose_a=transpose_a,
-        transpose_b=transpose_b,
-        alpha=0.5,
-        beta=2.0,
-        dtype=kind,
-        out_dtype=out_kind,
-        batch=batch,
-        stride_a=a[0].size,
-        stride_b=b[0].size,
-        stride_c=c[0].size,
-    )
-    left = (a[:, :, :m].swapaxes(1, 2) if transpose_a else a[:, :, :k]).astype(np.float64)
-    right = (b[:, :, :k].swapaxes(1, 2) if transpose_b else b[:, :, :n]).astype(np.float64)
-    expected = 0.5 * (left @ right) + 2.0 * c[:, :, :n].astype(np.float64)
-    found = on[2].numpy()
-    assert np.abs(found[:, :, :n] - expected).max() < (3e-5 if out_kind == np.float32 else 1e-2)
-    assert np.array_equal(found[:, :, n:], c[:, :, n:])  # what lies between the rows is left alone
+    x, matrix = random(m, k, seed=1).astype(kind), random(n, k, seed=2).astype(kind)
+    out = random(m, n, seed=3).astype(out_kind)
+    on = [DeviceArray.of(device, array) for array in (x, matrix, out)]
+    device.product(m, n, k, *(array.address for array in on), beta=beta, dtype=kind, to=out_kind)
+    expected = x.astype(np.float64) @ matrix.astype(np.float64).T + beta * out.astype(np.float64)
+    assert np.abs(on[2].numpy() - expected).max() < (3e-5 if out_kind == np.float32 else 1e-2)
 
 
-def test_gemm_is_not_tf32_and_does_not_read_c(device: Device) -> None:
-    a, b = random(64, 512, seed=4), random(128, 512, seed=5)
-    on = [DeviceArray.of(device, array) for array in (a, b, np.full((64, 128), np.nan, np.float32))]
-    addresses = [array.address for array in on]
-    device.gemm(
-        *(64, 128, 512, addresses[0], 512, addresses[1], 512, addresses[2], 128), transpose_b=True, dtype=np.float32
-    )
-    expected = a.astype(np.float64) @ b.astype(np.float64).T
+def test_a_product_is_not_tf32_and_does_not_read_out(device: Device) -> None:
+    x, matrix = random(64, 512, seed=4), random(128, 512, seed=5)
+    on = [DeviceArray.of(device, array) for array in (x, matrix, np.full((64, 128), np.nan, np.float32))]
+    device.product(64, 128, 512, *(array.address for array in on), dtype=np.float32, to=np.float32)
+    expected = x.astype(np.float64) @ matrix.astype(np.float64).T
     assert np.abs(on[2].numpy() - expected).max() < 5e-4  # TF32 is wrong by 1e-2
-
-
-def test_gemm_with_one_b_for_all(device: Device) -> None:
-    a, b = random(3, 4, 16, dtype=np.float16), random(8, 16, dtype=np.float16)
-    on = [DeviceArray.of(device, a), DeviceArray.of(device, b), DeviceArray.empty(device, (3, 4, 8), np.float32)]
-    device.gemm(
-        *(4, 8, 16, on[0].address, 16, on[1].address, 16, on[2].address, 8),
-        transpose_b=True,
-        dtype=np.float16,
-        out_dtype=np.float32,
-        batch=3,
-        stride_a=64,
-        stride_c=32,
-    )
-    assert np.abs(on[2].numpy() - a.astype(np.float32) @ b.astype(np.float32).T).max() < 1e-3
 
 
 # Graphs and events
@@ -336,20 +299,19 @@ def test_a_graph_does_what_was_recorded_when_it_is_launched(device: Device) -> N
         graph.launch()
 
 
-def test_gemm_in_a_graph(device: Device) -> None:
-    a, b = DeviceArray.of(device, random(8, 16)), DeviceArray.of(device, random(16, 8, seed=1))
-    c = DeviceArray.empty(device, (8, 8), np.float32)
+def test_a_product_in_a_graph(device: Device) -> None:
+    on = [DeviceArray.of(device, array) for array in (random(8, 16), random(8, 16, seed=1), random(8, 8))]
 
     def multiply() -> None:
-        device.gemm(8, 8, 16, a.address, 16, b.address, 8, c.address, 8, dtype=np.float32)
+        device.product(8, 8, 16, *(array.address for array in on), dtype=np.float32, to=np.float32)
 
     multiply()
-    first = c.numpy()
+    first = on[2].numpy()
     with device.capture() as graph:
         multiply()
-    device.zero(c.address, c.nbytes)
+    device.zero(on[2].address, on[2].nbytes)
     graph.launch()
-    assert np.array_equal(c.numpy(), first)
+    assert np.array_equal(on[2].numpy(), first)
 
 
 def test_an_error_while_recording_leaves_the_stream_usable(device: Device) -> None:

@@ -1,21 +1,20 @@
-"""cuBLAS through ctypes: one function, gemm, row-major and with fp32 sums."""
+"""cuBLAS through ctypes: one product, row-major and with fp32 sums."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Iterator
-from ctypes import POINTER, byref, c_float, c_int, c_longlong, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_float, c_int, c_size_t, c_void_p
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.libraries import in_packages
 
 # cublas_api.h and library_types.h
-OP = (0, 1)  # as it lies, transposed
+AS_IT_LIES, TRANSPOSED = 0, 1
 DATA_TYPE = {np.dtype(np.float32): 0, np.dtype(np.float16): 2}
 COMPUTE_32F = 68  # sums in fp32; fp32 inputs as they are, for TF32 has another number
 DEFAULT_ALGORITHM = -1
@@ -40,45 +39,25 @@ class CuBlas:
         self._call("cublasSetWorkspace_v2", self._handle, workspace, WORKSPACE)
         self._call("cublasSetMathMode", self._handle, NO_REDUCED_PRECISION_REDUCTION)
 
-    def gemm(
+    def product(
         self,
         m: int,
         n: int,
         k: int,
-        a: int,
-        lda: int,
-        b: int,
-        ldb: int,
-        c: int,
-        ldc: int,
-        *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        dtype: DTypeLike,
-        out_dtype: DTypeLike | None = None,
-        batch: int = 1,
-        stride_a: int = 0,
-        stride_b: int = 0,
-        stride_c: int = 0,
+        x: int,
+        matrix: int,
+        out: int,
+        beta: float,
+        dtype: np.dtype[Any],
+        to: np.dtype[Any],
     ) -> None:
-        """As Device.gemm. What is row-major here is its own transpose to cuBLAS, which is column-major, and
-        transpose(A B) = transpose(B) transpose(A): so A and B change places, m and n too."""
-        kind, out = DATA_TYPE[np.dtype(dtype)], DATA_TYPE[np.dtype(dtype if out_dtype is None else out_dtype)]
-        shape = OP[transpose_b], OP[transpose_a], n, m, k
-        scale = byref(c_float(alpha)), byref(c_float(beta))
-        if batch == 1:
-            self._call(
-                *("cublasGemmEx", self._handle, *shape, scale[0], b, kind, ldb, a, kind, lda, scale[1], c, out, ldc),
-                *(COMPUTE_32F, DEFAULT_ALGORITHM),
-            )
-        else:
-            left, right, target = (b, kind, ldb, stride_b), (a, kind, lda, stride_a), (c, out, ldc, stride_c)
-            self._call(
-                *("cublasGemmStridedBatchedEx", self._handle, *shape, scale[0], *left, *right, scale[1], *target),
-                *(batch, COMPUTE_32F, DEFAULT_ALGORITHM),
-            )
+        """As Device.product. What is row-major here is its own transpose to cuBLAS, which is column-major, and
+        transpose(x matrix^T) = matrix transpose(x): so the two change places, m and n too."""
+        left, right, target = (matrix, DATA_TYPE[dtype], k), (x, DATA_TYPE[dtype], k), (out, DATA_TYPE[to], n)
+        self._call(
+            *("cublasGemmEx", self._handle, TRANSPOSED, AS_IT_LIES, n, m, k, byref(c_float(1.0)), *left, *right),
+            *(byref(c_float(beta)), *target, COMPUTE_32F, DEFAULT_ALGORITHM),
+        )
 
     def close(self) -> None:
         """Give the handle back."""
@@ -117,8 +96,7 @@ def _places(major: int) -> Iterator[tuple[str, int]]:
 
 def _declared(library: Any) -> Any:
     operations, sizes = [c_int] * 2, [c_int] * 3
-    matrix, strided = [c_void_p, c_int, c_int], [c_void_p, c_int, c_int, c_longlong]
-    scalar = [POINTER(c_float)]
+    matrix, scalar = [c_void_p, c_int, c_int], [POINTER(c_float)]
     signatures = {
         "cublasCreate_v2": [POINTER(c_void_p)],
         "cublasDestroy_v2": [c_void_p],
@@ -126,9 +104,6 @@ def _declared(library: Any) -> Any:
         "cublasSetWorkspace_v2": [c_void_p, c_void_p, c_size_t],
         "cublasSetMathMode": [c_void_p, c_int],
         "cublasGemmEx": [c_void_p, *operations, *sizes, *scalar, *matrix * 2, *scalar, *matrix, c_int, c_int],
-        "cublasGemmStridedBatchedEx": [
-            *(c_void_p, *operations, *sizes, *scalar, *strided * 2, *scalar, *strided, c_int, c_int, c_int)
-        ],
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.context import Context
@@ -167,13 +167,25 @@ class CudaDevice:
         blocks = grid if isinstance(grid, tuple) else (grid, 1, 1)
         return CudaLaunch(self._context, self._function(name), (*blocks, block, 1, 1, shared, self._stream), args)
 
-    def gemm(self, *args: Any, **kwargs: Any) -> None:
+    def product(
+        self,
+        m: int,
+        n: int,
+        k: int,
+        x: int,
+        matrix: int,
+        out: int,
+        *,
+        beta: float = 0.0,
+        dtype: DTypeLike,
+        to: DTypeLike,
+    ) -> None:
         """As in Device. The first one takes 32 MiB of workspace, and so must come before capture."""
         self._context.enter()
         if self._cublas is None:
             self._cublas = CuBlas(find_library(self._driver.version), self.stream, self.alloc(WORKSPACE))
         try:
-            self._cublas.gemm(*args, **kwargs)
+            self._cublas.product(m, n, k, x, matrix, out, beta, np.dtype(dtype), np.dtype(to))
         except EngineError:
             self.synchronize()  # cuBLAS does not say that the context is lost: if it is, that is the error
             raise

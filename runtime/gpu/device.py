@@ -121,35 +121,23 @@ class Device(Protocol):
     ) -> Launch:
         """A kernel of kernels.ptx, ready to launch. `shared` is bytes of dynamic shared memory."""
 
-    def gemm(
+    def product(
         self,
         m: int,
         n: int,
         k: int,
-        a: int,
-        lda: int,
-        b: int,
-        ldb: int,
-        c: int,
-        ldc: int,
+        x: int,
+        matrix: int,
+        out: int,
         *,
-        transpose_a: bool = False,
-        transpose_b: bool = False,
-        alpha: float = 1.0,
         beta: float = 0.0,
         dtype: DTypeLike,
-        out_dtype: DTypeLike | None = None,
-        batch: int = 1,
-        stride_a: int = 0,
-        stride_b: int = 0,
-        stride_c: int = 0,
+        to: DTypeLike,
     ) -> None:
-        """C[m, n] = alpha op(A) op(B) + beta C, all row-major; A, B, C are addresses.
+        """out [m, n] = x [m, k] matrix [n, k]^T + beta out: addresses of row-major arrays without gaps.
 
-        op(A) is [m, k]: A lies as [m, k], or as [k, m] with transpose_a. op(B) is [k, n]: B lies as [k, n], or as
-        [n, k] with transpose_b (weights are [out, in]). ld* is elements a stored row; stride_* is elements from one
-        member of the batch to the next, 0 to use the same one for all. dtype is of A and B, out_dtype (default dtype)
-        of C: fp16 to fp16 or fp32, fp32 to fp32. Sums are fp32, never TF32. With beta = 0 C is not read.
+        dtype is of x and matrix, `to` of out: fp16 to fp16 or fp32, fp32 to fp32. Sums are fp32, never TF32. With
+        beta = 0 out is not read.
         """
 
     def capture(self) -> AbstractContextManager[CudaGraph]:

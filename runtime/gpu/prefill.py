@@ -104,13 +104,8 @@ class Prefill:
     def _product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, count: int, beta: float = 0.0) -> None:
         """out [T, outputs] = x [T, inputs] matrix^T + beta out."""
         outputs, inputs = matrix.shape
-        self.device.gemm(
-            *(count, outputs, inputs, x.address, inputs, matrix.address, inputs, out.address, outputs),
-            transpose_b=True,
-            beta=beta,
-            dtype=self.dtype,
-            out_dtype=out.dtype,
-        )
+        addresses = x.address, matrix.address, out.address
+        self.device.product(count, outputs, inputs, *addresses, beta=beta, dtype=self.dtype, to=out.dtype)
 
     def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
         plain = [arg.pointer if isinstance(arg, DeviceArray) else arg for arg in args]
