@@ -84,7 +84,9 @@ class Compression(Options):
     positions: Positions = option(
         "reassign", "RoPE positions after merge: renumbered, or the original ones", choices=("reassign", "keep")
     )
-    free_parked: bool = option(False, "give rows set aside back after the first choice, one way (saves memory on the CPU)")
+    free_parked: bool = option(
+        False, "give back what is set aside after the first choice, one way (saves memory on the CPU)"
+    )
 
     @classmethod
     def off(cls) -> Compression:
