@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.reader import CameraReader
 from tests.clips import write_clip
 from tests.servers.rtsp import RtspServer

@@ -6,7 +6,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from dycoke_edge.config import Camera, Clip, Compression, EngineSpec, LiveSpec, Rule, Sampling
+from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Sampling
+from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.errors import (
     BundleError,
     BusyError,

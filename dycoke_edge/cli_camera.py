@@ -12,7 +12,8 @@ from dycoke_edge import cli_output as output
 from dycoke_edge.cli_environment import HELP, fill
 from dycoke_edge.cli_options import add, command, installed, single, take
 from dycoke_edge.cli_screen import Screen
-from dycoke_edge.config import Camera, Clip, Compression, EngineSpec, LiveSpec, ReaderSpec, Rule, Sampling
+from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Sampling
+from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.errors import EngineError, StaleError, UsageError
 
 if TYPE_CHECKING:

@@ -66,6 +66,15 @@ def merge_indices(tokens: NDArray[np.floating], merge_ratio: float, mode: MergeM
     return np.concatenate(flat).astype(np.int32)
 
 
+def merged_layout(num_frames: int, per_frame: int, kept: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Mode "paper", for those that merge frame by frame: the anchor of each frame, -1 for one that is kept whole, and
+    how many tokens of it stay; both int32 [F]."""
+    anchor = np.full(num_frames, -1, np.int32)
+    for first, second in anchors(num_frames):
+        anchor[second] = first
+    return anchor, np.where(anchor < 0, per_frame, kept).astype(np.int32)
+
+
 def count_merged(num_frames: int, per_frame: int, merge_ratio: float, mode: MergeMode = "paper") -> int:
     """M, the visual tokens that merge keeps: known before any pixel is seen. UsageError as in `merge_indices`."""
     if merge_ratio == 0:

@@ -5,8 +5,8 @@ What every session is told, and why:
 - no node may run on the CPU, but for those that compute shapes in the decoder graphs; without this option a missing
   library means the CPU, and no word of it
 - its arena grows by what is asked for: doubling would take what the KV buffer needs
-- no TF32: fp32 means fp32; SkipLayerNormalization adds up in fp32 (the default from 1.28 on)
-- convolutions (the portable vision graph has one) by cuDNN's heuristic: trying all algorithms takes a second for each
+- no TF32: fp32 means fp32; SkipLayerNormalization adds up in fp32, which older versions do only when told
+- convolutions (the portable vision graph has one) by cuDNN's heuristic, not by trying every algorithm at each
   new number of frames
 Host arrays are copied to memory of our own before a run and from it after: ONNX Runtime would copy them on another
 stream, which is not ordered with ours.
@@ -19,7 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import onnxruntime
 from numpy.typing import DTypeLike
 
@@ -29,6 +28,7 @@ from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.engine import AnyArray, OrtCpuEngine, one_line, session_options
 from dycoke_edge.runtime.gpu import libraries
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.staging import Staging
 
 CUDA = "CUDAExecutionProvider"
 WITH_SHAPES = ("decoder_shallow", "decoder_deep")  # they slice by the number of cached rows, which the CPU computes
@@ -48,7 +48,7 @@ class OrtCudaEngine(OrtCpuEngine):
     def __init__(self, bundle: Bundle, spec: EngineSpec, device: Device) -> None:
         super().__init__(bundle, spec)
         self.device = device
-        self._staged: dict[tuple[str, str], DeviceArray] = {}
+        self._staging = Staging(device)
         self._run_options = onnxruntime.RunOptions()
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
@@ -57,8 +57,7 @@ class OrtCudaEngine(OrtCpuEngine):
         if graph in self._sessions:
             self.device.synchronize()  # it may still be running
         super().unload(graph)
-        for key in [key for key in self._staged if key[0] == graph]:
-            del self._staged[key]
+        self._staging.drop(graph)
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         """Device memory."""
@@ -69,20 +68,17 @@ class OrtCudaEngine(OrtCpuEngine):
         self.load(graph)
         binding, results = self._bindings[graph], dict[str, DeviceArray]()
         for name, array in inputs.items():
-            place = self._place(graph, name, array)
-            if isinstance(array, np.ndarray):
-                place[...] = array
+            place = self._staging.put(graph, name, array)
             binding.bind_input(name, self.memory, self.device.index, place.dtype.type, place.shape, place.address)
         for name, array in outputs.items():
-            place = results[name] = self._place(graph, name, array)
+            place = results[name] = self._staging.place(graph, name, array)
             binding.bind_output(name, self.memory, self.device.index, place.dtype.type, place.shape, place.address)
         try:
             self._sessions[graph].run_with_iobinding(binding, self._run_options)
         except Exception as error:  # onnxruntime raises a class of its own per status code
             raise self._failed(graph, error) from None
         for name, array in outputs.items():
-            if isinstance(array, np.ndarray) and array.nbytes:
-                self.device.download(results[name].address, array)
+            self._staging.fetch(array, results[name])
 
     def synchronize(self) -> None:
         """Wait until the GPU is done."""
@@ -91,17 +87,6 @@ class OrtCudaEngine(OrtCpuEngine):
     def take_peak_bytes(self) -> int:
         """Most bytes of device memory held since the last call, ONNX Runtime's and the CUDA libraries' included."""
         return self.device.take_peak_bytes()
-
-    def _place(self, graph: str, name: str, array: AnyArray) -> DeviceArray:
-        """Where a tensor lies on the device: an array that is there, or memory of ours for one that is not."""
-        if isinstance(array, DeviceArray):
-            return array
-        assert array.flags.c_contiguous
-        staged = self._staged.get((graph, name))
-        if staged is None or staged.nbytes < array.nbytes:
-            # half as much again: the rows that decoder graphs see grow with every token
-            staged = self._staged[graph, name] = self.empty((array.nbytes + array.nbytes // 2 + 1,), np.uint8)
-        return DeviceArray(self.device, staged.address, array.shape, array.dtype, staged)
 
     def _open(self, graph: str, path: Path) -> onnxruntime.InferenceSession:
         options = session_options(threads=1)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle, open_bundle
-from dycoke_edge.config import Camera, Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
+from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
+from dycoke_edge.config_camera import Camera
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual

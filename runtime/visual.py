@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import Compression
-from dycoke_edge.dycoke import anchors, kept_per_frame, merge_indices
+from dycoke_edge.dycoke import kept_per_frame, merge_indices, merged_layout
 from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
 from dycoke_edge.runtime.gpu import merge as on_gpu
 from dycoke_edge.runtime.gpu.device import DeviceArray
@@ -89,14 +89,13 @@ def merge_frame(
 
 def _merge_by_graph(engine: Engine, graph: str, tokens: AnyArray, kept: int) -> tuple[AnyArray, Index]:
     num_frames, per_frame, width = tokens.shape
-    anchor_of = {frame: anchor for anchor, frame in anchors(num_frames)}
-    sizes = [kept if frame in anchor_of else per_frame for frame in range(num_frames)]
-    out, places = engine.empty((sum(sizes), width), tokens.dtype), engine.empty((sum(sizes),), np.int32)
-    starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    for frame, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        rows, here = out[start : start + size], places[start : start + size]
-        if frame in anchor_of:
-            _run_merge(engine, graph, tokens[anchor_of[frame]], tokens[frame], rows, here)
+    anchor, sizes = merged_layout(num_frames, per_frame, kept)
+    ends = np.cumsum(sizes).tolist()
+    out, places = engine.empty((ends[-1], width), tokens.dtype), engine.empty((ends[-1],), np.int32)
+    for frame, (end, size) in enumerate(zip(ends, sizes.tolist(), strict=True)):
+        rows, here = out[end - size : end], places[end - size : end]
+        if anchor[frame] >= 0:
+            _run_merge(engine, graph, tokens[int(anchor[frame])], tokens[frame], rows, here)
         else:
             rows[...], here[...] = tokens[frame], np.arange(per_frame, dtype=np.int32)
     index = np.asarray(places) + np.repeat(np.arange(num_frames, dtype=np.int32) * per_frame, sizes)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge import CameraWatcher, VideoLLM
-from dycoke_edge.config import ReaderSpec, Sampling
+from dycoke_edge.config import Sampling
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo
 from dycoke_edge.runtime.camera.status import CameraStatus, State
 from dycoke_edge.runtime.conversation import Asked

@@ -9,16 +9,15 @@ from __future__ import annotations
 import bisect
 import ctypes
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from dycoke_edge.runtime.gpu.device import ALIGNMENT, Argument, Event, out_of_memory
+from dycoke_edge.runtime.gpu.device import ALIGNMENT, Argument, DeviceArray, out_of_memory, plain
 from tests.cuda_on_cpu.compiled import Tail, project_kernels
 
 Array = NDArray[Any]
@@ -121,8 +120,14 @@ class EmulatedDevice:
     # Work
 
     def kernel(
-        self, name: str, grid: int | tuple[int, int, int], block: int, *args: Argument, shared: int = 0
+        self,
+        name: str,
+        grid: int | tuple[int, int, int],
+        block: int,
+        *arguments: Argument | DeviceArray,
+        shared: int = 0,
     ) -> Callable[[], None]:
+        args = plain(arguments)
         number, blocks = self._kernels[name], grid if isinstance(grid, tuple) else (grid, 1, 1)
         given, wanted = "".join(LETTERS[type(arg)] for arg in args), self._library.kernel_signature(number).decode()
         if given != wanted:
@@ -135,7 +140,7 @@ class EmulatedDevice:
         pointers = (ctypes.c_void_p * max(len(args), 1))(*(ctypes.addressof(arg) for arg in args))
         fixed = (number, (ctypes.c_uint * 3)(*blocks), block, shared, pointers, (Tail * len(tails))(*tails), len(tails))
 
-        def run(keep: object = args) -> None:  # the pointers point into the arguments
+        def run(keep: object = (args, arguments)) -> None:  # the pointers point into the arguments
             with ONE_AT_A_TIME:
                 fault = self._library.launch(*fixed, self.order)
             if fault:
@@ -143,24 +148,8 @@ class EmulatedDevice:
 
         return lambda: self._launch(run)
 
-    def product(
-        self,
-        m: int,
-        n: int,
-        k: int,
-        x: int,
-        matrix: int,
-        out: int,
-        *,
-        beta: float = 0.0,
-        dtype: DTypeLike,
-        to: DTypeLike,
-    ) -> None:
-        left, right, target = (
-            self._matrix(x, m, k, dtype),
-            self._matrix(matrix, n, k, dtype),
-            self._matrix(out, m, n, to),
-        )
+    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float = 0.0) -> None:
+        left, right, target = map(self._matrix, (x, matrix, out))
 
         def run() -> None:
             found = left.astype(np.float32) @ right.astype(np.float32).T
@@ -178,9 +167,8 @@ class EmulatedDevice:
         finally:
             self._recording = None
 
-    def record(self) -> _Event:
-        self._must_not_record("record")
-        return _Event()
+    def event(self) -> _Event:
+        return _Event(self)
 
     def synchronize(self) -> None:
         self._must_not_record("synchronize")
@@ -243,12 +231,10 @@ class EmulatedDevice:
         if _whole(nbytes) > nbytes:
             yield Tail(start + nbytes, _whole(nbytes) - nbytes)
 
-    def _matrix(self, address: int, rows: int, columns: int, dtype: DTypeLike) -> Array:
-        kind = np.dtype(dtype)
-        nbytes = rows * columns * kind.itemsize
-        assert address % kind.itemsize == 0
-        self._check(address, nbytes, self._sizes)
-        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address)).view(kind).reshape(rows, columns)
+    def _matrix(self, array: DeviceArray) -> Array:
+        self._check(array.address, array.nbytes, self._sizes)
+        memory = (ctypes.c_uint8 * array.nbytes).from_address(array.address)
+        return np.ctypeslib.as_array(memory).view(array.dtype).reshape(array.shape)
 
 
 class _Graph:
@@ -269,17 +255,17 @@ class _Graph:
 
 
 class _Event:
-    done = True
+    """Nothing here is done later than asked for; but an event must have been recorded before it is waited for."""
 
-    def __init__(self) -> None:
-        self.at = time.perf_counter()
+    def __init__(self, device: EmulatedDevice) -> None:
+        self._device, self._recorded = device, False
+
+    def record(self) -> None:
+        self._device._must_not_record("an event")
+        self._recorded = True
 
     def wait(self) -> None:
-        pass
-
-    def seconds_since(self, earlier: Event) -> float:
-        assert isinstance(earlier, _Event)
-        return self.at - earlier.at
+        assert self._recorded, "waits for an event that was never recorded"
 
 
 def _whole(nbytes: int) -> int:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from dycoke_edge import CameraWatcher, VideoLLM
 from dycoke_edge.cli_serve import listen
-from dycoke_edge.config import Camera, Rule
+from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.serve.app import make_app
 from dycoke_edge.runtime.serve.listener import make_server

@@ -15,8 +15,10 @@ import pytest
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu import cublas
+from dycoke_edge.runtime.gpu.device import DeviceArray
+from tests.emulator import EmulatedDevice
 
-FP32 = np.dtype(np.float32)
+ONE = DeviceArray(EmulatedDevice(), 0, (1, 1), np.float32)
 
 
 @pytest.fixture
@@ -81,4 +83,4 @@ class Broken:
 )
 def test_a_status_is_an_error(name: str, status: int, said: str) -> None:
     with pytest.raises(EngineError, match=said):
-        cublas.CuBlas(Broken(name, status), 1, 2).product(1, 1, 1, 0, 0, 0, 0.0, FP32, FP32)
+        cublas.CuBlas(Broken(name, status), 1, 2).product(ONE, ONE, ONE, 0.0)

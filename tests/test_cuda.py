@@ -87,9 +87,11 @@ def test_cublas_that_is_not_there(libraries: Path, tmp_path: Path) -> None:
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu import cublas
 from dycoke_edge.runtime.gpu.cuda import CudaDevice
+from dycoke_edge.runtime.gpu.device import DeviceArray
 cublas.in_packages = lambda name: []
 try:
-    CudaDevice().product(1, 1, 1, 0, 0, 0, dtype="f4", to="f4")
+    device = CudaDevice()
+    device.product(*(DeviceArray.empty(device, (1, 1), "f4") for _ in range(3)))
 except EngineError as error:
     print(error)
 """

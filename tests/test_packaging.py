@@ -23,7 +23,18 @@ SIDES = ("calibration", "export", "runtime")
 FOLDERS = ("dycoke_edge", *SIDES)
 FRAMEWORKS = {"onnx", "onnxscript", "optimum", "safetensors", "torch", "transformers"}
 # A module may import those of a lower rank, and a side its own modules.
-ORDER = ("errors", "partial", "config", "config_serve", "parity", "dycoke", "contract", "bundle", "template")
+ORDER = (
+    "errors",
+    "partial",
+    "config",
+    "config_camera",
+    "config_serve",
+    "parity",
+    "dycoke",
+    "contract",
+    "bundle",
+    "template",
+)
 RANKS = {word: rank for rank, word in enumerate(ORDER)} | dict.fromkeys((*SIDES, "memory", "doctor"), len(ORDER))
 TOP = len(ORDER) + 1  # cli*, __main__, and __init__, which hands out the public names
 SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]

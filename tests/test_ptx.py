@@ -17,8 +17,8 @@ import pytest
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.decode import ATTEND_BLOCK, CHOOSE_BLOCK
+from dycoke_edge.runtime.gpu.kernels import BLOCK
 from dycoke_edge.runtime.gpu.kernels import compile as kernels
-from dycoke_edge.runtime.gpu.rows import BLOCK
 from tests.cuda_on_cpu.compiled import HERE, project_kernels
 
 TOYS = HERE / "toys.cu"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.backoff import Backoff
 from dycoke_edge.runtime.camera.clock import SYSTEM

@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.probe import probe
 from dycoke_edge.runtime.camera.reader import CameraReader

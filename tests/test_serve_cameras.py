@@ -15,7 +15,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from dycoke_edge import VideoLLM
-from dycoke_edge.config import Camera, Rule
+from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.runtime.camera.events import Event
 from tests.serving import Served, error, serving, wait_for
 

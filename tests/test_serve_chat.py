@@ -11,7 +11,8 @@ import openai
 import pytest
 
 from dycoke_edge import Message, VideoLLM
-from dycoke_edge.config import Camera, Clip, Sampling
+from dycoke_edge.config import Clip, Sampling
+from dycoke_edge.config_camera import Camera
 from dycoke_edge.template import environment
 from tests import clips
 from tests.serving import (

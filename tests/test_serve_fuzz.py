@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dycoke_edge import VideoLLM
-from dycoke_edge.config import Camera, Rule
+from dycoke_edge.config_camera import Camera, Rule
 from tests.serving import Served, serving
 
 PACE: dict[str, Any] = {"fps": 5.0, "window_s": 1.0, "every_s": 0.5, "realtime": True}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dycoke_edge import VideoLLM
-from dycoke_edge.config import Camera, Rule
+from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.runtime.camera.events import Event
 from tests.browser import CHROMIUM, Page, browsing
 from tests.serving import Served, serving, wait_for

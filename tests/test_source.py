@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dycoke_edge.config import Clip, ReaderSpec
+from dycoke_edge.config import Clip
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.frame import Frame, Tally
 from dycoke_edge.runtime.camera.probe import probe
@@ -305,7 +306,7 @@ def test_an_endless_pattern_ends_when_interrupted() -> None:
 GST = """
 import sys, numpy
 sys.path.append("/usr/lib/python3/dist-packages")
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.source import open_source, SourceError
 source = open_source(sys.argv[1], ReaderSpec(size=48, allow_gst=True, read_timeout=1, open_timeout=2))
 try:

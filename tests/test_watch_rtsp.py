@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dycoke_edge import Camera, CameraWatcher, Rule, VideoLLM
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
 from tests.cameras import wait
 from tests.servers import rtsp

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from dycoke_edge.config import Rule
+from dycoke_edge.config_camera import Rule
 from dycoke_edge.runtime.camera.events import TimeSource
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.look import Look

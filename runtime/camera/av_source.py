@@ -15,7 +15,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.av_errors import explain
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.failure import SourceError

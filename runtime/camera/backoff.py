@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.failure import SourceError
 
 JITTER = 0.2  # cameras that went down together do not come back together

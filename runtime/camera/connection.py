@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally

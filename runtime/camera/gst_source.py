@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.failure import SourceError

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.backoff import Backoff
 from dycoke_edge.runtime.camera.buffer import FrameBuffer
 from dycoke_edge.runtime.camera.clock import Clock

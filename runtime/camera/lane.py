@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from dycoke_edge.config import Camera, Compression, LiveSpec, Rule, Sampling
+from dycoke_edge.config import Compression, LiveSpec, Sampling
+from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.alerts import Alerts
 from dycoke_edge.runtime.camera.answers import WatchResult

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.frame import Frame, Tally
 from dycoke_edge.runtime.camera.timeline import Place, Timeline

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dycoke_edge.config import Camera, Compression, LiveSpec, ReaderSpec, Rule
+from dycoke_edge.config import Compression, LiveSpec
+from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.lane import Lane

@@ -10,7 +10,7 @@ from os import PathLike
 
 import numpy as np
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame

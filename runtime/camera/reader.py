@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from os import PathLike
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.keeper import Keeper, Numbers, Plan

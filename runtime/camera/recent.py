@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dycoke_edge.config import Camera, Compression, LiveSpec, Sampling
+from dycoke_edge.config import Compression, LiveSpec, Sampling
+from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import StaleError
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.frame import Frame

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dycoke_edge.config import Rule
+from dycoke_edge.config_camera import Rule
 from dycoke_edge.runtime.camera.events import Phase, Verdict
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from os import PathLike
 from typing import Protocol
 
-from dycoke_edge.config import ReaderSpec
+from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.av_source import AvSource
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.failure import SourceError

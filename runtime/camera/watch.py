@@ -6,7 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from dycoke_edge.config import Camera, Compression, ReaderSpec
+from dycoke_edge.config import Compression
+from dycoke_edge.config_camera import Camera, ReaderSpec
 from dycoke_edge.runtime.camera.answers import WatchResult
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.failure import SourceError

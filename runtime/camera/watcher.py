@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dycoke_edge.config import Camera, Compression, LiveSpec, ReaderSpec, Rule
+from dycoke_edge.config import Compression, LiveSpec
+from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.errors import EngineError, UsageError
 from dycoke_edge.runtime.camera.asking import COMPRESSION, Asking
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock

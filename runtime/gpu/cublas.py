@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dycoke_edge.errors import EngineError
+from dycoke_edge.runtime.gpu.device import DeviceArray
 from dycoke_edge.runtime.gpu.libraries import in_packages
 
 # cublas_api.h and library_types.h
@@ -39,21 +40,14 @@ class CuBlas:
         self._call("cublasSetWorkspace_v2", self._handle, workspace, WORKSPACE)
         self._call("cublasSetMathMode", self._handle, NO_REDUCED_PRECISION_REDUCTION)
 
-    def product(
-        self,
-        m: int,
-        n: int,
-        k: int,
-        x: int,
-        matrix: int,
-        out: int,
-        beta: float,
-        dtype: np.dtype[Any],
-        to: np.dtype[Any],
-    ) -> None:
+    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float) -> None:
         """As Device.product. What is row-major here is its own transpose to cuBLAS, which is column-major, and
         transpose(x matrix^T) = matrix transpose(x): so the two change places, m and n too."""
-        left, right, target = (matrix, DATA_TYPE[dtype], k), (x, DATA_TYPE[dtype], k), (out, DATA_TYPE[to], n)
+        (m, k), n = x.shape, len(matrix)
+        assert matrix.shape == (n, k) and out.shape == (m, n) and x.dtype == matrix.dtype
+        left, right, target = (
+            (array.address, DATA_TYPE[array.dtype], apart) for array, apart in ((matrix, k), (x, k), (out, n))
+        )
         self._call(
             *("cublasGemmEx", self._handle, TRANSPOSED, AS_IT_LIES, n, m, k, byref(c_float(1.0)), *left, *right),
             *(byref(c_float(beta)), *target, COMPUTE_32F, DEFAULT_ALGORITHM),

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.context import Context
 from dycoke_edge.runtime.gpu.cublas import WORKSPACE, CuBlas, find_library
-from dycoke_edge.runtime.gpu.device import Argument, out_of_memory
+from dycoke_edge.runtime.gpu.device import Argument, DeviceArray, out_of_memory
 from dycoke_edge.runtime.gpu.driver import Driver
 from dycoke_edge.runtime.gpu.spare import Spare
 from dycoke_edge.runtime.gpu.work import CudaEvent, CudaGraph, CudaLaunch
@@ -160,32 +160,20 @@ class CudaDevice:
     # Work
 
     def kernel(
-        self, name: str, grid: int | tuple[int, int, int], block: int, *args: Argument, shared: int = 0
+        self, name: str, grid: int | tuple[int, int, int], block: int, *args: Argument | DeviceArray, shared: int = 0
     ) -> CudaLaunch:
         """As in Device. The first one compiles kernels.ptx for this GPU; the driver keeps the result on disk."""
         assert 0 < block <= 1024 and block % 32 == 0 and shared <= MAX_SHARED
         blocks = grid if isinstance(grid, tuple) else (grid, 1, 1)
         return CudaLaunch(self._context, self._function(name), (*blocks, block, 1, 1, shared, self._stream), args)
 
-    def product(
-        self,
-        m: int,
-        n: int,
-        k: int,
-        x: int,
-        matrix: int,
-        out: int,
-        *,
-        beta: float = 0.0,
-        dtype: DTypeLike,
-        to: DTypeLike,
-    ) -> None:
+    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float = 0.0) -> None:
         """As in Device. The first one takes 32 MiB of workspace, and so must come before capture."""
         self._context.enter()
         if self._cublas is None:
             self._cublas = CuBlas(find_library(self._driver.version), self.stream, self.alloc(WORKSPACE))
         try:
-            self._cublas.product(m, n, k, x, matrix, out, beta, np.dtype(dtype), np.dtype(to))
+            self._cublas.product(x, matrix, out, beta)
         except EngineError:
             self.synchronize()  # cuBLAS does not say that the context is lost: if it is, that is the error
             raise
@@ -205,7 +193,7 @@ class CudaDevice:
             self._recording = False
         graph.finish()
 
-    def record(self) -> CudaEvent:
+    def event(self) -> CudaEvent:
         """As in Device."""
         return CudaEvent(self._context, self._stream)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dycoke_edge.runtime.gpu.device import Argument, CudaGraph, Device, DeviceArray, Launch
+from dycoke_edge.runtime.gpu.device import CudaGraph, Device, DeviceArray, Launch
+from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 from dycoke_edge.runtime.gpu.records import RING, Records
-from dycoke_edge.runtime.gpu.rows import BLOCK, DeviceRows
+from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.gpu.state import OFFSETS, PART
-from dycoke_edge.runtime.gpu.weights import Weights, suffix
+from dycoke_edge.runtime.gpu.weights import Weights
 
 ATTEND_BLOCK, MOST_PARTS = 128, 128  # of kernels/attend.cu
 CHOOSE_BLOCK = 1024  # of kernels/keep.cu
@@ -45,11 +46,6 @@ class DecodeScratch:
         self.best, self.best_id = new(PICK_BLOCKS, np.float32), new(PICK_BLOCKS, np.int32)
         self.cosine = new(3 * device.multiprocessors, np.float32)
 
-    def launch(self, name: str, grid: int | tuple[int, int, int], block: int, *args: Any, shared: int = 0) -> Launch:
-        """A kernel, with arrays for addresses."""
-        plain: list[Argument] = [arg.pointer if isinstance(arg, DeviceArray) else arg for arg in args]
-        return self.device.kernel(name, grid, block, *plain, shared=shared)
-
     def logits_of(self, x: DeviceArray) -> Launch:
         """`logits` of a row [E] fp32 that the last layer made."""
         return self.project(x, self.weights.norm, self.weights.head, None, self.logits)
@@ -57,7 +53,7 @@ class DecodeScratch:
     def pick(self, state: DeviceArray, ring: DeviceArray, advance: bool) -> Launch:
         """The token of `logits` into the state, and its record."""
         found = self.logits, c_int32(self.logits.size), self.best, self.best_id, self.tickets[-1:]
-        return self.launch("pick", PICK_BLOCKS, BLOCK, *found, state, ring, c_int32(RING), c_int32(advance))
+        return self.device.kernel("pick", PICK_BLOCKS, BLOCK, *found, state, ring, c_int32(RING), c_int32(advance))
 
     def project(
         self, x: DeviceArray, gain: DeviceArray, matrix: DeviceArray, bias: DeviceArray | None, out: DeviceArray
@@ -66,20 +62,20 @@ class DecodeScratch:
         outputs, inputs = matrix.shape
         args = (x, gain, c_float(self.weights.rms_eps), matrix, bias or NULL, out, c_int32(inputs), c_int32(outputs))
         name, shared = f"norm_project_{suffix(matrix.dtype)}", inputs * matrix.dtype.itemsize
-        return self.launch(name, _blocks(outputs), BLOCK, *args, shared=shared)
+        return self.device.kernel(name, warps(outputs), BLOCK, *args, shared=shared)
 
     def add(self, vector: DeviceArray, matrix: DeviceArray) -> Launch:
         """x += matrix vector."""
         outputs, inputs = matrix.shape
         args = vector, matrix, self.x, c_int32(inputs), c_int32(outputs)
-        return self.launch(f"add_project_{suffix(matrix.dtype)}", _blocks(outputs), BLOCK, *args)
+        return self.device.kernel(f"add_project_{suffix(matrix.dtype)}", warps(outputs), BLOCK, *args)
 
     def gate_up(self, gain: DeviceArray, matrix: DeviceArray) -> Launch:
         """act = silu(gate norm(x)) * up norm(x)."""
         inner, inputs = matrix.shape[0] // 2, matrix.shape[1]
         args = (self.x, gain, c_float(self.weights.rms_eps), matrix, self.act, c_int32(inputs), c_int32(inner))
         name, shared = f"gate_up_{suffix(matrix.dtype)}", inputs * matrix.dtype.itemsize
-        return self.launch(name, _blocks(inner), BLOCK, *args, shared=shared)
+        return self.device.kernel(name, warps(inner), BLOCK, *args, shared=shared)
 
 
 class DecodeStep:
@@ -127,7 +123,7 @@ class DecodeStep:
         spec, cut = weights.spec, weights.spec.split_layer
         width, half = c_int32(spec.hidden_size), c_int32(spec.head_dim // 2)
         args = state, weights.embed, s.x, width, s.inverse, s.turn, half
-        found = [s.launch(f"embed_{suffix(spec.numpy_dtype)}", -(-spec.hidden_size // BLOCK), BLOCK, *args)]
+        found = [s.device.kernel(f"embed_{suffix(spec.numpy_dtype)}", -(-spec.hidden_size // BLOCK), BLOCK, *args)]
         for index, layer in enumerate(weights.layers):
             watched = choosing and index == cut - 1
             found.append(s.project(s.x, layer.input_norm, layer.qkv, layer.bias, s.qkv))
@@ -143,7 +139,9 @@ class DecodeStep:
         sizes = c_int32(spec.num_heads // spec.kv_heads), c_int32(rows.capacity), c_int32(deep)
         work = s.context, s.part_sums, s.part_softmax, s.tickets
         name, grid = f"attend_{suffix(spec.numpy_dtype)}_{spec.head_dim}", (s.parts, spec.kv_heads, 1)
-        return s.launch(name, grid, ATTEND_BLOCK, self.records.state, s.qkv, s.turn, *planes, *work, *seen, *sizes)
+        return s.device.kernel(
+            name, grid, ATTEND_BLOCK, self.records.state, s.qkv, s.turn, *planes, *work, *seen, *sizes
+        )
 
     def _choose(self, rows: DeviceRows) -> list[Launch]:
         """Weigh the visual tokens, choose if the attention turned, exchange rows."""
@@ -152,12 +150,7 @@ class DecodeStep:
         weighed = state, self._scores, s.heads, rows.slot, self._attention, s.cosine, s.tickets[-2:-1], *sizes
         lists = self._lists[0], self._lists[1]
         return [
-            s.launch("weigh", self._device.multiprocessors, BLOCK, *weighed),
-            s.launch("choose", 1, CHOOSE_BLOCK, state, self._attention, rows.slot, *lists, rows.pairs),
+            s.device.kernel("weigh", self._device.multiprocessors, BLOCK, *weighed),
+            s.device.kernel("choose", 1, CHOOSE_BLOCK, state, self._attention, rows.slot, *lists, rows.pairs),
             rows.exchange(state[OFFSETS["swaps"] : OFFSETS["swaps"] + 4]),
         ]
-
-
-def _blocks(outputs: int) -> int:
-    """Of kernels/gemv.cu: a warp makes one output."""
-    return -(-outputs // (BLOCK // 32))

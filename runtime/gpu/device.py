@@ -54,15 +54,11 @@ class CudaGraph(Protocol):
 class Event(Protocol):
     """A point in the stream's work."""
 
-    @property
-    def done(self) -> bool:
-        """Whether the GPU is past it. Does not wait."""
+    def record(self) -> None:
+        """It is now: after all that was asked for so far."""
 
     def wait(self) -> None:
         """Wait until the GPU is past it."""
-
-    def seconds_since(self, earlier: Event) -> float:
-        """Seconds of the GPU's clock from another event of this device to this one; waits for both."""
 
 
 class Device(Protocol):
@@ -117,41 +113,31 @@ class Device(Protocol):
         """As download, into a view of pinned memory and without waiting: record an event and wait for that."""
 
     def kernel(
-        self, name: str, grid: int | tuple[int, int, int], block: int, *args: Argument, shared: int = 0
+        self, name: str, grid: int | tuple[int, int, int], block: int, *args: Argument | DeviceArray, shared: int = 0
     ) -> Launch:
         """A kernel of kernels.ptx, ready to launch. `shared` is bytes of dynamic shared memory."""
 
-    def product(
-        self,
-        m: int,
-        n: int,
-        k: int,
-        x: int,
-        matrix: int,
-        out: int,
-        *,
-        beta: float = 0.0,
-        dtype: DTypeLike,
-        to: DTypeLike,
-    ) -> None:
-        """out [m, n] = x [m, k] matrix [n, k]^T + beta out: addresses of row-major arrays without gaps.
-
-        dtype is of x and matrix, `to` of out: fp16 to fp16 or fp32, fp32 to fp32. Sums are fp32, never TF32. With
-        beta = 0 out is not read.
-        """
+    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float = 0.0) -> None:
+        """out [m, n] = x [m, k] matrix [n, k]^T + beta out. fp16 to fp16 or fp32, or fp32 to fp32; sums are fp32, never
+        TF32. With beta = 0 out is not read."""
 
     def capture(self) -> AbstractContextManager[CudaGraph]:
         """Record, in the `with` block, what is launched, copied and zeroed, without doing it; then launch() does it.
         No alloc, upload, download or waiting in the block."""
 
-    def record(self) -> Event:
-        """An event after all that was asked for so far."""
+    def event(self) -> Event:
+        """One to be recorded, as often as one likes."""
 
     def synchronize(self) -> None:
         """Wait until all is done."""
 
     def close(self) -> None:
         """Give everything back, arrays too; nothing may be called afterwards but free and close."""
+
+
+def plain(args: Sequence[Argument | DeviceArray]) -> list[Argument]:
+    """What a kernel takes: addresses for arrays."""
+    return [arg.pointer if isinstance(arg, DeviceArray) else arg for arg in args]
 
 
 class DeviceArray:

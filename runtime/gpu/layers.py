@@ -67,7 +67,7 @@ class KernelLayers:
         return KVBuffer(self.spec, capacity, DeviceRows(self.device, self.spec, capacity))
 
     def reserve(self, kv: KVBuffer) -> None:
-        """Scratch memory for prefill grows with what is computed."""
+        """Nothing: scratch memory is for a chunk, whatever the buffer holds."""
 
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
         """Cut `total` tokens into chunks, as large as the scratch memory."""

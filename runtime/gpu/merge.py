@@ -7,11 +7,10 @@ from ctypes import c_int32
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.dycoke import anchors, kept_per_frame
+from dycoke_edge.dycoke import kept_per_frame, merged_layout
 from dycoke_edge.runtime.gpu.device import DeviceArray
-from dycoke_edge.runtime.gpu.weights import suffix
+from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 
-BLOCK = 256
 MOST_TOKENS = 1024  # a frame's, a thread each
 
 
@@ -19,10 +18,7 @@ def merge(tokens: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, NDArray
     """Mode "paper" for tokens [F, N, E]: the kept ones [M, E] and their flat indices [M] into F*N; waits for these."""
     device, (frames, per_frame, width) = tokens.device, tokens.shape
     kept, of = kept_per_frame(per_frame, merge_ratio), suffix(tokens.dtype)
-    anchor = np.full(frames, -1, np.int32)
-    for first, second in anchors(frames):
-        anchor[second] = first
-    sizes = np.where(anchor < 0, per_frame, kept)
+    anchor, sizes = merged_layout(frames, per_frame, kept)
     start = (np.cumsum(sizes) - sizes).astype(np.int32)
     rows = int(sizes.sum())
     compared, begins = DeviceArray.of(device, anchor), DeviceArray.of(device, start)
@@ -30,20 +26,16 @@ def merge(tokens: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, NDArray
     index, out = DeviceArray.empty(device, (rows,), np.int32), DeviceArray.empty(device, (rows, width), tokens.dtype)
 
     shape = c_int32(frames), c_int32(per_frame), c_int32(width)
-    args = tokens.pointer, compared.pointer, similarity.pointer
-    device.kernel(f"similarity_{of}", _warps(frames * per_frame), BLOCK, *args, *shape)()
-    chosen = similarity.pointer, compared.pointer, begins.pointer, index.pointer
+    args = tokens, compared, similarity
+    device.kernel(f"similarity_{of}", warps(frames * per_frame), BLOCK, *args, *shape)()
+    chosen = similarity, compared, begins, index
     threads = -(-per_frame // 32) * 32
     device.kernel("least_similar", frames, threads, *chosen, c_int32(per_frame), c_int32(kept))()
-    moved = tokens.pointer, index.pointer, out.pointer
-    device.kernel(f"gather_{of}", _warps(rows), BLOCK, *moved, c_int32(rows), c_int32(width))()
+    moved = tokens, index, out
+    device.kernel(f"gather_{of}", warps(rows), BLOCK, *moved, c_int32(rows), c_int32(width))()
     return out, index.numpy()
 
 
 def covers(tokens: DeviceArray) -> bool:
     """Whether the kernels take tokens [F, N, E] of this shape."""
     return tokens.shape[1] <= MOST_TOKENS and tokens.shape[2] * tokens.dtype.itemsize % 16 == 0
-
-
-def _warps(count: int) -> int:
-    return -(-count // (BLOCK // 32))

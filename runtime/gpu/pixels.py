@@ -1,5 +1,5 @@
-"""Frames as the vision graph takes them, made on the GPU: bytes cross the bus, and the host, which would take as long
-as the GPU takes to encode them, only copies."""
+"""Frames as the vision graph takes them, made on the GPU: bytes cross the bus, and the host only copies (what it
+would take to compute them: benchmarks/NOTES.md)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
-from dycoke_edge.runtime.gpu.weights import suffix
+from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix
 
-BLOCK = 256
 AT_ONCE = 64 << 20  # bytes of frames that are uploaded together: an upload waits for what the GPU does
 
 
@@ -38,5 +37,5 @@ def batches(
         for first in range(0, len(piece), batch):
             part = raw[first : min(first + batch, len(piece))]
             grid, name = (-(-size * size // BLOCK), len(part), 1), f"pixels_{suffix(dtype)}"
-            device.kernel(name, grid, BLOCK, part.pointer, pixels.pointer, c_int32(size * size), *scale, *shift)()
+            device.kernel(name, grid, BLOCK, part, pixels, c_int32(size * size), *scale, *shift)()
             yield pixels[: len(part)]

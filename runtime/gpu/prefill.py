@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
-from dycoke_edge.runtime.gpu.weights import Layer, Weights, suffix
+from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix
+from dycoke_edge.runtime.gpu.weights import Layer, Weights
 from dycoke_edge.runtime.kv import KVBuffer
 
-BLOCK = 256
 ATTEND_BLOCK = 128  # of kernels/attend_rows.cu
 QUERIES = {"f16": 64, "f32": 4}  # that a block takes there
 
@@ -50,7 +50,7 @@ class Prefill:
         self.positions[:count] = positions.astype(np.int32)
         size = self.embeds[:count].size
         self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
-        turned = self.positions.pointer, self._inverse.pointer, self.turns.pointer, c_int32(self.dim // 2)
+        turned = self.positions, self._inverse, self.turns, c_int32(self.dim // 2)
         self.device.kernel("turns", count, BLOCK, *turned)()
         *others, last = enumerate(self.weights.layers)
         whole, end = slice(0, count), slice(count - 1, count)
@@ -67,7 +67,7 @@ class Prefill:
     def _rows(self, kv: KVBuffer, index: int, layer: Layer, count: int, rows: slice) -> None:
         """Queries into `qkv`, keys and values into their rows of the buffer."""
         self._norm(layer.input_norm, slice(0, count))
-        self._product(self.normed, layer.qkv, self.qkv, count)
+        self.device.product(self.normed[:count], layer.qkv, self.qkv[:count])
         keys, values = kv.rows.plane(2 * index, rows), kv.rows.plane(2 * index + 1, rows)
         sizes = c_int32(self.heads), c_int32(self.groups), c_int32(self.dim)
         self._launch("rope_rows", count, self.qkv, layer.bias, self.turns, keys, values, *sizes)
@@ -83,30 +83,23 @@ class Prefill:
         keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
         sizes = self.width, count, seen.stop - seen.start, new_at, self.heads, self.groups
         per_block = QUERIES[suffix(self.dtype)]
-        plain = [array.pointer for array in (self.qkv[tokens], keys, values, self.context[tokens])]
+        arrays = self.qkv[tokens], keys, values, self.context[tokens]
         name = f"attend_rows_{suffix(self.dtype)}_{self.dim}"
-        self.device.kernel(name, (-(-count // per_block), self.heads, 1), ATTEND_BLOCK, *plain, *map(c_int32, sizes))()
+        self.device.kernel(name, (-(-count // per_block), self.heads, 1), ATTEND_BLOCK, *arrays, *map(c_int32, sizes))()
 
     def _finish(self, layer: Layer, tokens: slice) -> None:
         """What comes after attention: out, norm, MLP, both added to `hidden`."""
         count, inner = tokens.stop - tokens.start, self.weights.intermediate
-        self._product(self.context[tokens], layer.out, self.hidden[tokens], count, 1.0)
+        self.device.product(self.context[tokens], layer.out, self.hidden[tokens], 1.0)
         self._norm(layer.post_norm, tokens)
-        self._product(self.normed, layer.gate_up, self.both, count)
+        self.device.product(self.normed[:count], layer.gate_up, self.both[:count])
         self._launch("silu_rows", (-(-inner // BLOCK), count, 1), self.both, self.act, c_int32(inner))
-        self._product(self.act, layer.down, self.hidden[tokens], count, 1.0)
+        self.device.product(self.act[:count], layer.down, self.hidden[tokens], 1.0)
 
     def _norm(self, gain: DeviceArray, tokens: slice) -> None:
         """`normed` from some rows of `hidden`, at its beginning."""
         count, eps = tokens.stop - tokens.start, c_float(self.weights.rms_eps)
         self._launch("norm_rows", count, self.hidden[tokens], gain, eps, self.normed, c_int32(self.spec.hidden_size))
 
-    def _product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, count: int, beta: float = 0.0) -> None:
-        """out [T, outputs] = x [T, inputs] matrix^T + beta out."""
-        outputs, inputs = matrix.shape
-        addresses = x.address, matrix.address, out.address
-        self.device.product(count, outputs, inputs, *addresses, beta=beta, dtype=self.dtype, to=out.dtype)
-
     def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
-        plain = [arg.pointer if isinstance(arg, DeviceArray) else arg for arg in args]
-        self.device.kernel(f"{name}_{suffix(self.dtype)}", grid, BLOCK, *plain)()
+        self.device.kernel(f"{name}_{suffix(self.dtype)}", grid, BLOCK, *args)()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dycoke_edge.errors import EngineError
-from dycoke_edge.runtime.gpu.device import Device, DeviceArray, Event
+from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.state import OFFSETS, RECORD, STATE
 
 RING = 64  # records kept; the host reads each soon after it was made
@@ -21,7 +21,7 @@ class Records:
         self.state = DeviceArray.empty(device, (STATE.itemsize,), np.uint8)
         self.ring = DeviceArray.empty(device, (RING, RECORD.itemsize), np.uint8)
         self._host = device.pinned(RING * RECORD.itemsize).view(RECORD)
-        self._events: list[Event | None] = [None] * RING
+        self._events = [device.event() for _ in range(RING)]
         self.count = 0  # tokens picked, as the GPU counts them
 
     def begin(self, **values: float) -> None:
@@ -39,14 +39,13 @@ class Records:
         """A token was picked: its record is on its way."""
         at = self.count % RING
         self.device.download_async(self.ring[at].address, self._host[at : at + 1])
-        self._events[at] = self.device.record()
+        self._events[at].record()
         self.count += 1
 
     def wait(self, number: int) -> Any:
         """The record of a token by its number, counted from the first ever; EngineError if it has none."""
-        event = self._events[number % RING]
-        assert event is not None and 0 < self.count - number <= RING
-        event.wait()
+        assert 0 < self.count - number <= RING
+        self._events[number % RING].wait()
         record = self._host[number % RING].copy()
         if not record["finite"]:
             raise not_finite()

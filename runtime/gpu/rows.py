@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray, Launch
-from dycoke_edge.runtime.gpu.weights import suffix
-
-BLOCK = 256
+from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix
 
 
 class DeviceRows:
@@ -58,8 +56,7 @@ class DeviceRows:
         """Exchanges as many of `pairs` as `swaps`, an int32, says: a number that only the GPU may know."""
         planes, grid = self.slab.shape[0], 8 * self.device.multiprocessors
         sizes = c_int64(self.slab.nbytes // planes), c_int32(self.row_bytes), c_int32(planes)
-        pointers = swaps.pointer, self.pairs.pointer, self.slab.pointer
-        return self.device.kernel("exchange", grid, BLOCK, *pointers, *sizes)
+        return self.device.kernel("exchange", grid, BLOCK, swaps, self.pairs, self.slab, *sizes)
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows, in fp32."""
@@ -69,9 +66,9 @@ class DeviceRows:
         turn = DeviceArray.of(self.device, np.stack((cos, sin)))
         grid = (rows.stop - rows.start, planes // 2, 1)
         sizes = c_int32(groups), c_int32(dim), c_int64(2 * capacity * groups * dim)
-        keys = self.plane(0, rows).pointer
+        keys = self.plane(0, rows)
         name = f"rotate_{suffix(self.slab.dtype)}"
-        self.device.kernel(name, grid, BLOCK, keys, turn[0].pointer, turn[1].pointer, *sizes)()
+        self.device.kernel(name, grid, BLOCK, keys, turn[0], turn[1], *sizes)()
 
     def give_back(self, planes: range, rows: slice) -> None:
         """They are not read any more. The slab is one allocation, of which no part returns to the system."""

@@ -8,8 +8,7 @@ LIMIT = 256 << 20  # bytes kept
 
 
 class Spare:
-    """Blocks by size. A request asks for the same sizes as the one before it, and the driver takes as long for a new
-    block, and for a free that waits for the GPU, as a small kernel runs."""
+    """Blocks by size: a request asks for those of the one before, and the driver's own free waits for the GPU."""
 
     def __init__(self) -> None:
         self._blocks: defaultdict[int, list[int]] = defaultdict(list)

@@ -11,16 +11,12 @@ from dycoke_edge.bundle import Bundle
 from dycoke_edge.contract import Placed, WeightTable
 from dycoke_edge.errors import BundleError, EngineError
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.kernels import suffix
 
 HEAD_DIMS = (32, 64, 128)  # that kernels/attend.cu is compiled for
 MOST_GROUP = 8  # query heads a KV head, likewise
 STAGE_BYTES = 64 << 20  # of a matrix that are turned at a time
 TILE = 32  # of kernels/rows.cu
-
-
-def suffix(dtype: np.dtype[np.generic] | type[np.generic]) -> str:
-    """How the kernels for an element type are called."""
-    return "f16" if np.dtype(dtype) == np.float16 else "f32"
 
 
 @dataclass(frozen=True)
@@ -109,7 +105,7 @@ class Weights:
             to = turned.address + start * turned.dtype.itemsize
             sizes = c_int32(len(part)), c_int32(outputs), c_int32(inputs)
             kernel = f"transpose_{suffix(turned.dtype)}"
-            self.device.kernel(kernel, grid, 8 * TILE, stage.pointer, c_void_p(to), *sizes)()
+            self.device.kernel(kernel, grid, 8 * TILE, stage, c_void_p(to), *sizes)()
         return turned
 
     def _staged(self, part: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> DeviceArray:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from dycoke_edge.runtime.gpu.context import Context
-from dycoke_edge.runtime.gpu.device import Argument, Event
+from dycoke_edge.runtime.gpu.device import Argument, DeviceArray, plain
 
-NOT_READY = 600
+UNTIMED = 2  # of an event's flags: nobody asks when it was
 
 
 class CudaLaunch:
     """Launch: the arguments are packed once, and a launch is one call of the driver."""
 
-    def __init__(self, context: Context, function: Any, shape: tuple[Any, ...], args: tuple[Argument, ...]) -> None:
+    def __init__(
+        self, context: Context, function: Any, shape: tuple[Any, ...], args: Sequence[Argument | DeviceArray]
+    ) -> None:
         """`shape`: grid and block, 3 numbers each, bytes of shared memory, stream."""
         self._context = context
-        self._args = args  # the pointers point into them
-        self._pointers = (ctypes.c_void_p * max(len(args), 1))(*(ctypes.addressof(arg) for arg in args))
+        self._arrays, self._args = args, plain(args)  # the pointers point into them
+        self._pointers = (ctypes.c_void_p * max(len(args), 1))(*map(ctypes.addressof, self._args))
         self._call = (function, *shape, ctypes.addressof(self._pointers), 0)
         self._launch = context.driver.module.cuLaunchKernel
 
@@ -74,30 +77,17 @@ class CudaGraph:
 
 
 class CudaEvent:
-    """Event, recorded on a stream when it is made."""
+    """Event."""
 
     def __init__(self, context: Context, stream: Any) -> None:
-        self._context = context
-        self._event = context.call("cuEventCreate", 0)
+        self._context, self._stream = context, stream
+        self._event = context.call("cuEventCreate", UNTIMED)
         weakref.finalize(self, context.quietly, "cuEventDestroy", self._event).atexit = False
-        context.call("cuEventRecord", self._event, stream)
 
-    @property
-    def done(self) -> bool:
+    def record(self) -> None:
         """As in Event."""
-        self._context.enter()
-        (status,) = self._context.driver.module.cuEventQuery(self._event)
-        if status not in (0, NOT_READY):
-            self._context.driver.fail("cuEventQuery", status)
-        return bool(status == 0)
+        self._context.call("cuEventRecord", self._event, self._stream)
 
     def wait(self) -> None:
         """As in Event."""
         self._context.call("cuEventSynchronize", self._event)
-
-    def seconds_since(self, earlier: Event) -> float:
-        """As in Event; its resolution is half a microsecond."""
-        assert isinstance(earlier, CudaEvent)
-        earlier.wait()
-        self.wait()
-        return float(self._context.call("cuEventElapsedTime", earlier._event, self._event)) / 1e3

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from starlette.responses import Response
 
-from dycoke_edge.config import Camera, Rule
+from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.messages import Finite, Strict

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from dycoke_edge.config import Camera, Compression, EngineSpec, LiveSpec, Options, ReaderSpec, Rule
+from dycoke_edge.config import Compression, EngineSpec, LiveSpec, Options
+from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.uri import parse_uri

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 from starlette.responses import Response
 
-from dycoke_edge.config import Camera
+from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.camera.frame import Frame

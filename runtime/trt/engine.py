@@ -22,6 +22,7 @@ from dycoke_edge.contract import NUMPY, Graph
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.staging import Staging
 from dycoke_edge.runtime.trt.plan import rebuild
 from dycoke_edge.runtime.trt.profiles import Profile, fits
 from dycoke_edge.runtime.trt.versions import Versions
@@ -59,7 +60,7 @@ class TrtEngine:
         self._bundle, self._plans, self._trt = bundle, plans, trt
         self._graphs = {g.name: g for g in contract.graphs(bundle.model, bundle.manifest.merge_ratios)}
         self._loaded: dict[str, _Loaded] = {}
-        self._staged: dict[tuple[str, str], DeviceArray] = {}
+        self._staging = Staging(device, ALIGNMENT)
         self._scratch: DeviceArray | None = None
 
     def load(self, graph: str) -> None:
@@ -80,8 +81,7 @@ class TrtEngine:
         self.device.synchronize()  # it may still be running
         loaded = self._loaded.pop(graph)
         loaded.context = loaded.engine = None  # in this order
-        for key in [key for key in self._staged if key[0] == graph]:
-            del self._staged[key]
+        self._staging.drop(graph)
         self._share_scratch()
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
@@ -97,21 +97,15 @@ class TrtEngine:
         self._choose_profile(graph, loaded, {name: tuple(array.shape) for name, array in inputs.items()})
         results = dict[str, DeviceArray]()
         for name, array in inputs.items():
-            place = self._place(graph, name, array)
-            if place is not array:
-                place[...] = array
+            place = self._staging.put(graph, name, array)
             self._must(loaded.context.set_input_shape(name, tuple(array.shape)), graph, f"take {name} {array.shape}")
             self._must(loaded.context.set_tensor_address(name, place.address), graph, f"bind {name}")
         for name, array in outputs.items():
-            results[name] = self._place(graph, name, array)
+            results[name] = self._staging.place(graph, name, array)
             self._must(loaded.context.set_tensor_address(name, results[name].address), graph, f"bind {name}")
         self._must(loaded.context.execute_async_v3(self.device.stream), graph, "run it")
         for name, array in outputs.items():
-            if isinstance(array, DeviceArray):
-                if results[name] is not array:
-                    array[...] = results[name]
-            else:
-                self.device.download(results[name].address, array)
+            self._staging.fetch(array, results[name])
 
     def synchronize(self) -> None:
         """Wait until the GPU is done."""
@@ -179,19 +173,6 @@ class TrtEngine:
     def _too_large(self, graph: str, profiles: list[Profile], shapes: Mapping[str, tuple[int, ...]]) -> str:
         name, (low, _, high) = next(item for item in profiles[-1].items() if not fits(dict([item]), shapes))
         return f"{graph} was built for {name} from {list(low)} to {list(high)}, not {list(shapes[name])}"
-
-    def _place(self, graph: str, name: str, array: AnyArray) -> DeviceArray:
-        """Where a tensor lies on the device: an array that is there, or memory of ours for one that cannot be bound."""
-        if isinstance(array, DeviceArray):
-            if array.address % ALIGNMENT == 0:
-                return array
-        else:
-            assert array.flags.c_contiguous
-        staged = self._staged.get((graph, name))
-        if staged is None or staged.nbytes < array.nbytes:
-            # half as much again: the rows that decoder graphs see grow with every token
-            staged = self._staged[graph, name] = self.empty((array.nbytes + array.nbytes // 2 + 1,), np.uint8)
-        return DeviceArray(self.device, staged.address, array.shape, array.dtype, staged)
 
     def _must(self, done: bool, graph: str, what: str) -> None:
         if not done:

@@ -8,7 +8,7 @@ constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int HEADS = 8;  // most query heads a KV head
 constexpr int TILE = 64;  // rows whose scores are in shared memory
-constexpr int LEAST_ROWS = 32;  // a part this small is not worth a block
+constexpr int LEAST_ROWS = 32;  // of a part; not tuned yet
 constexpr int MOST_PARTS = 128;  // parts that are joined
 
 // What a launch is given. qkv [(H + 2 G) D] of the token, before RoPE; keys and values: the first row of a layer's slab.

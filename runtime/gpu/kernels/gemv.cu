@@ -12,10 +12,7 @@ template <class T>
 DEVICE void embed(State* state, const T* table, float* x, int n, const float* inverse, float* turn, int half) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) x[i] = to_float(table[(long long)state->token * n + i]);
-  if (i < half) {
-    float angle = state->position * inverse[i];
-    turn[i] = cosf(angle), turn[i + half] = sinf(angle);
-  }
+  if (i < half) turn_to(turn, state->position, inverse, half, i);
   if (i == 0) state->turned = state->refreshed = state->swaps = 0;
 }
 
@@ -46,8 +43,6 @@ DEVICE void add_project(const T* v, const T* matrix, float* x, int in, int count
   dot_rows(rows, v, in, begun, sums);
   if (threadIdx.x % 32 == 0 && row < count) x[row] += sums[0];
 }
-
-DEVICE float silu(float gate) { return gate / (1.0f + expf(-gate)); }
 
 // out [I] = silu(gate) * up, with gate and up the halves of matrix [2 I, in] times norm(x). A warp makes one of out.
 template <class T>

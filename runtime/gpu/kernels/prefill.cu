@@ -17,10 +17,8 @@ DEVICE void norm_rows(const float* x, const T* gain, float epsilon, T* out, int 
 
 // turns [T, D]: for each token the cosines of its position and the D/2 RoPE frequencies, then the sines. A block a token.
 extern "C" __global__ void KERNEL(turns)(const int* positions, const float* inverse, float* turns, int half) {
-  for (int j = threadIdx.x; j < half; j += blockDim.x) {
-    float angle = positions[blockIdx.x] * inverse[j], *to = turns + (long long)blockIdx.x * 2 * half + j;
-    to[0] = cosf(angle), to[half] = sinf(angle);
-  }
+  for (int j = threadIdx.x; j < half; j += blockDim.x)
+    turn_to(turns + (long long)blockIdx.x * 2 * half, positions[blockIdx.x], inverse, half, j);
 }
 
 // qkv [T, (H + 2 G) D]: adds the bias, turns queries in place, and stores turned keys and values in the slab, where
@@ -49,8 +47,7 @@ DEVICE void silu_rows(const T* both, T* out, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= n) return;
   const T* row = both + (long long)blockIdx.y * 2 * n;
-  float gate = to_float(row[i]);
-  out[(long long)blockIdx.y * n + i] = from_float<T>(gate / (1.0f + expf(-gate)) * to_float(row[n + i]));
+  out[(long long)blockIdx.y * n + i] = from_float<T>(silu(to_float(row[i])) * to_float(row[n + i]));
 }
 
 #define PREFILL(T, suffix)                                                                                             \

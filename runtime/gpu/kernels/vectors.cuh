@@ -71,18 +71,12 @@ DEVICE float block_sum(float value, float* scratch) {
   return scratch[32];
 }
 
-DEVICE float block_max(float value, float* scratch) {
-  value = warp_max(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float most = scratch[0];
-    for (int w = 1; w < (int)blockDim.x / 32; w++) most = fmaxf(most, scratch[w]);
-    scratch[32] = most;
-  }
-  __syncthreads();
-  return scratch[32];
+DEVICE float silu(float gate) { return gate / (1.0f + expf(-gate)); }
+
+// Number j of a position's turn [2 half]: cosines for RoPE frequencies [half], then sines.
+DEVICE void turn_to(float* turn, int position, const float* inverse, int half, int j) {
+  float angle = position * inverse[j];
+  turn[j] = cosf(angle), turn[j + half] = sinf(angle);
 }
 
 // RMS norm of x [n] into out [n], by the whole block, rounded where the bundle's graphs round.
