@@ -15,7 +15,7 @@ PINS := pyproject.toml constraints.txt Makefile
 # Debian packages with the real servers that tests talk to, and the compiler that makes GPU kernels run on the CPU;
 # without them those tests are skipped, with CI=true they fail.
 SERVICES := python3-gst-1.0 gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad mosquitto chromium g++
+	gstreamer1.0-plugins-bad mosquitto chromium openssl glib-networking g++
 # A surveillance clip out of a Debian package; too big to install for one file, and not ours to ship.
 VTEST := usr/share/doc/opencv-doc/examples/data/vtest.avi
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import subprocess
 import threading
 import time
 import traceback
@@ -299,6 +301,19 @@ def test_tls_with_a_server_that_has_none(server: RtspServer) -> None:
     with pytest.raises(SourceError) as caught:
         open_source(server.url.replace("rtsp:", "rtsps:")).open()
     assert caught.value.code == "tls"
+
+
+def test_tls_with_a_certificate_of_its_own(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None or not list(Path("/usr/lib").rglob("gio/modules/libgiognutls.so")):
+        pytest.skip("no openssl or no glib-networking: make services")
+    made = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem", "-subj", "/CN=camera", "-days", "2")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *made], check=True, capture_output=True)
+    picture = "videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=10/1 ! openh264enc"
+    with RtspServer("--launch", picture, "--tls", str(tmp_path)) as camera:
+        source = open_source(camera.url.replace("rtsp:", "rtsps:"))
+        source.open()
+        assert next(iter(source)).image.shape == (240, 320, 3)
+        source.close()
 
 
 # 6. It loses data, and changes

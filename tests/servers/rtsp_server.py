@@ -14,7 +14,7 @@ import gi
 
 gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402  (the versions must be chosen first)
+from gi.repository import Gio, GLib, Gst, GstRtspServer  # noqa: E402  (the versions must be chosen first)
 
 
 def pipeline(args: argparse.Namespace) -> str:
@@ -37,6 +37,18 @@ def guard(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFact
     factory.set_permissions(rights)
 
 
+def encrypt(server: GstRtspServer.RTSPServer, factory: GstRtspServer.RTSPMediaFactory, folder: str) -> None:
+    """With cert.pem and key.pem of a folder, for anybody."""
+    auth, token, rights = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken(), GstRtspServer.RTSPPermissions()
+    auth.set_tls_certificate(Gio.TlsCertificate.new_from_files(f"{folder}/cert.pem", f"{folder}/key.pem"))
+    token.set_string("media.factory.role", "user")
+    auth.set_default_token(token)
+    for right in ("access", "construct"):
+        rights.add_permission_for_role("user", f"media.factory.{right}", True)
+    factory.set_permissions(rights)
+    server.set_auth(auth)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--file", default="")
@@ -45,6 +57,7 @@ def main() -> None:
     parser.add_argument("--port", default="0")
     parser.add_argument("--user")
     parser.add_argument("--password", default="")
+    parser.add_argument("--tls", help="folder with cert.pem and key.pem: rtsps instead of rtsp")
     parser.add_argument("--seconds", type=float, default=600, help="stop after this time, whatever happens")
     args = parser.parse_args()
 
@@ -58,6 +71,8 @@ def main() -> None:
     server.get_mount_points().add_factory("/stream", factory)
     if args.user:
         guard(server, factory, args.user, args.password)
+    if args.tls:
+        encrypt(server, factory, args.tls)
     loop = GLib.MainLoop()
     if not server.attach(None):
         raise SystemExit(f"port {args.port} is taken")
