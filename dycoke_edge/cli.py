@@ -70,6 +70,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Ctrl-C was what came first: a library that it hit half-way may fail at its own clean-up, as torch's modes do."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     try:
@@ -89,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.drop_stdout()
         output.error(_refusal(error))
         return 4
+    except Exception as error:
+        if not _interrupted(error):
+            raise
+        output.error("interrupted")
+        return 130
     return 0
 
 

@@ -347,3 +347,20 @@ def test_an_export_that_is_killed_is_no_obstacle(capsys: Capture, tiny_checkpoin
     assert here(capsys, "export", tiny_checkpoint, bundle, "--merge-ratio", 1).code == 0
     assert list(tmp_path.iterdir()) == [bundle] and not (bundle / "leftover").exists()
     assert here(capsys, "verify", bundle).code == 0
+
+
+def test_what_a_library_does_of_ctrl_c_is_still_an_interruption(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_way() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AssertionError("mode stack")
+
+    monkeypatch.setattr(cli, "examine", half_way)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "dycoke-edge: interrupted\n"
+    monkeypatch.setattr(cli, "examine", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
