@@ -43,6 +43,8 @@ MOTION_LAYER = 3  # of 6: after how many layers a row is asked for motions
 class Learner(nn.Module):
     """`tiny` and the heads that name what stands where and what it does."""
 
+    taught: Tensor  # int64, which facts pictures teach: a mask as index would make the host wait for the GPU
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         make: Any = LlavaOnevisionForConditionalGeneration
@@ -51,6 +53,8 @@ class Learner(nn.Module):
         width = self.tiny.config.text_config.hidden_size
         self.facts, self.motions = nn.Linear(width, len(cells.FACTS)), nn.Linear(width, len(cells.MOTIONS))
         self.norm = nn.LayerNorm(width)  # between layers rows are not normalised
+        taught = torch.from_numpy(pictures.TAUGHT).nonzero().flatten()
+        self.register_buffer("taught", taught, persistent=False)
 
     def see(self, frames: Tensor) -> Tensor:
         """Visual tokens [B, F * N, E] of frames uint8 [B, F, R, R, 3]."""
@@ -95,8 +99,8 @@ def losses(learner: Learner, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy a token of the answers; of the facts, a visual token; of the motions, one where a thing is."""
     logits, facts, motions = learner(batch)
     text = functional.cross_entropy(logits.float(), batch.labels.flatten()[batch.answers])
-    shapes = learner.facts(learner.see(batch.pictures[:, None]))[..., pictures.TAUGHT]
-    shown = named(shapes, batch.shown[..., pictures.TAUGHT])
+    shapes = learner.facts(learner.see(batch.pictures[:, None]))
+    shown = named(shapes.index_select(-1, learner.taught), batch.shown.index_select(-1, learner.taught))
     there = batch.motions.any(-1, keepdim=True).float()  # nothing moves elsewhere, which is easily learned
     doing = (each_name(motions, batch.motions, 1.0) * there).sum() / there.sum().clamp(min=1)
     return text, named(facts, batch.facts) + shown, doing
@@ -108,9 +112,11 @@ def named(logits: Tensor, true: Tensor) -> Tensor:
 
 
 def each_name(logits: Tensor, true: Tensor, weight: float) -> Tensor:
-    """Binary cross-entropy of each name and token; names that hold have a weight."""
-    rare = torch.tensor(weight, device=logits.device)
-    return functional.binary_cross_entropy_with_logits(logits.float(), true.float(), reduction="none", pos_weight=rare)
+    """Binary cross-entropy of each name and token; names that hold have a weight. Made without a tensor from the host,
+    for which the GPU would be waited for."""
+    true = true.float()
+    each = functional.binary_cross_entropy_with_logits(logits.float(), true, reduction="none")
+    return each * (1 + (weight - 1) * true)
 
 
 def rate(share: float, peak: float) -> float:
