@@ -114,5 +114,5 @@ def test_a_description_is_long_and_scores_itself() -> None:
 def test_a_wrong_description_scores_less() -> None:
     scene = next(s for s in SCENES if len(s.things) == 2 and s.things[0].direction == "left")
     text = questions.description(scene)
-    wrong = text.replace(scene.things[0].colour, "pink").replace("left", "right")
+    wrong = text.replace(scene.things[0].colour, "beige").replace("left", "right")
     assert len(questions.slots(text) & questions.slots(wrong)) < len(questions.slots(text))

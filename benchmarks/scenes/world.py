@@ -16,6 +16,10 @@ COLOURS = {
     "yellow": (235, 210, 50),
     "purple": (155, 60, 195),
     "white": (240, 240, 240),
+    "orange": (240, 125, 20),
+    "pink": (250, 150, 200),
+    "cyan": (60, 215, 220),
+    "black": (15, 15, 15),
 }
 SHAPES = ("ball", "box", "triangle", "cross", "ring")
 SIZES = {"small": 9, "large": 15}  # half side in pixels
