@@ -152,7 +152,9 @@ def _is_image(path: Path) -> bool:
 
 def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Scales uint8 [F, H, W, 3] to uint8 [F, size, size, 3], bicubic with antialiasing, as the
-    models were trained."""
+    models were trained. Frames of that size already are given back as they are."""
+    if frames.shape[1:3] == (size, size):
+        return np.ascontiguousarray(frames)
     return np.stack([np.asarray(_scaled(Image.fromarray(frame), size)) for frame in frames])
 
 

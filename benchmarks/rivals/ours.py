@@ -8,6 +8,7 @@ from benchmarks.rivals.contestant import PROMPT, Answer, Job, Side, engine_of, s
 from dycoke_edge import Sampling, VideoLLM
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.dycoke import count_merged
+from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.synthetic import moving_patch
 
 TEXT_ROWS = 128  # room for the question and its chat template
@@ -28,8 +29,8 @@ class Make:
         self.video = moving_patch(job.frames, model.image_size)
 
     def vision(self) -> None:
-        """Encode the frames."""
-        self.llm.encode(self.video)
+        """Encode the frames, as an answer does; `VideoLLM.encode` would bring the tokens to the host."""
+        visual.encode(self.llm.bundle, self.llm.engine, self.video, self.llm.spec.frames_at_a_time)
         self.wait()
 
     def answer(self, new_tokens: int) -> Answer:

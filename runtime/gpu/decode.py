@@ -32,8 +32,8 @@ class DecodeScratch:
             return DeviceArray.empty(device, (count,), dtype)
 
         self.device, self.weights, self.inverse = device, weights, inverse
-        # blocks enough for every multiprocessor to have two, where the rows suffice
-        self.parts = min(MOST_PARTS, max(1, -(-2 * device.multiprocessors // groups)))
+        # a block for every multiprocessor, where the rows suffice; more of them take longer to join than they save
+        self.parts = min(MOST_PARTS, max(1, -(-device.multiprocessors // groups)))
         self.x, self.turn = new(spec.hidden_size, np.float32), new(dim, np.float32)
         self.qkv = new((heads + 2 * groups) * dim, np.float32)
         self.context = new(heads * dim, spec.numpy_dtype)

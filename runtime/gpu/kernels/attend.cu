@@ -7,7 +7,7 @@
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int HEADS = 8;  // most query heads a KV head
-constexpr int TILE = 64;  // rows whose scores are in shared memory
+constexpr int AT_ONCE = 4;  // rows a lane loads before it looks at the first
 constexpr int LEAST_ROWS = 32;  // of a part; not tuned yet
 constexpr int MOST_PARTS = 128;  // parts that are joined
 
@@ -60,30 +60,46 @@ DEVICE void join(const Attend<T>& a, int used, float (*share)[MOST_PARTS]) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv = blockIdx.y, group = a.group;
   if (threadIdx.x == 0) a.tickets[kv] = 0;
   volatile Part* parts = a.parts + (long long)kv * gridDim.x * group;
-  volatile float* sums = a.sums + (long long)kv * gridDim.x * group * D;
+  const float* sums = a.sums + (long long)kv * gridDim.x * group * D;
   for (int h = warp; h < group; h += WARPS) {
-    float best = -INFINITY, total = 0.0f;
-    for (int p = lane; p < used; p += 32) best = fmaxf(best, parts[p * group + h].most);
+    float most[MOST_PARTS / 32], sum[MOST_PARTS / 32], best = -INFINITY, total = 0.0f;
+#pragma unroll
+    for (int j = 0; j < MOST_PARTS / 32; j++) {
+      int p = j * 32 + lane;
+      most[j] = p < used ? parts[p * group + h].most : -INFINITY;
+      sum[j] = p < used ? parts[p * group + h].total : 0.0f;
+      best = fmaxf(best, most[j]);
+    }
     best = warp_max(best);
-    for (int p = lane; p < used; p += 32) total += parts[p * group + h].total * expf(parts[p * group + h].most - best);
+#pragma unroll
+    for (int j = 0; j < MOST_PARTS / 32; j++) total += sum[j] * (most[j] = expf(most[j] - best));
     total = warp_sum(total);
-    for (int p = lane; p < used; p += 32) share[h][p] = expf(parts[p * group + h].most - best) / total;
+#pragma unroll
+    for (int j = 0; j < MOST_PARTS / 32; j++) share[h][j * 32 + lane] = most[j] / total;
     if (lane == 0 && a.heads) {
       Part whole = {best, total};
       a.heads[kv * group + h] = whole;
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < group * D; i += THREADS) {
-    float value = 0.0f;
-    for (int p = 0; p < used; p++) value += share[i / D][p] * sums[p * group * D + i];
-    a.context[kv * group * D + i] = from_float<T>(value);
+  for (int i = 4 * threadIdx.x; i < group * D; i += 4 * THREADS) {
+    float value[4] = {};
+#pragma unroll 8
+    for (int p = 0; p < used; p++) {  // eight loads on their way at once: one at a time took half of a step
+      float part[4];
+      unpack(load_fresh(reinterpret_cast<const Vec16*>(sums + p * group * D + i)), part);
+#pragma unroll
+      for (int e = 0; e < 4; e++) value[e] += share[i / D][p] * part[e];
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) a.context[kv * group * D + i + e] = from_float<T>(value[e]);
   }
 }
 
 template <class T, int D>
 DEVICE void attend(const Attend<T> a) {
   constexpr int width = Pack<T>::count, lanes = D / width, per_warp = 32 / lanes;  // lanes a row, rows a warp
+  constexpr int stride = WARPS * per_warp, TILE = AT_ONCE * stride;  // rows a block loads at once
   __shared__ float query[HEADS][D];
   __shared__ float score[HEADS][TILE];
   __shared__ float gathered[WARPS][HEADS][D];
@@ -105,18 +121,25 @@ DEVICE void attend(const Attend<T> a) {
     for (int e = 0; e < width; e++) q[h][e] = h < group ? query[h][column + e] : 0.0f, sum[h][e] = 0.0f;
   for (int tile = begin; tile < end; tile += TILE) {
     int count = min(TILE, end - tile);
-    long long at = ((long long)(rows.first + tile) * groups + kv) * D + column;
+    Vec16 keys[AT_ONCE], values[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      long long row = rows.first + tile + min(place + i * stride, count - 1), at = (row * groups + kv) * D + column;
+      keys[i] = *reinterpret_cast<const Vec16*>(a.keys + at);
+      values[i] = *reinterpret_cast<const Vec16*>(a.values + at);
+    }
     __syncthreads();
-    for (int r = place; r < TILE; r += WARPS * per_warp) {  // every lane takes part in the shuffles
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {  // every lane takes part in the shuffles
+      int r = place + i * stride;
       float k[width];
-      if (r < count) load16(a.keys + at + (long long)r * groups * D, k);
+      unpack(keys[i], k);
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         if (h >= group) break;
         float dot = 0.0f;
-        if (r < count)
 #pragma unroll
-          for (int e = 0; e < width; e++) dot += q[h][e] * k[e];
+        for (int e = 0; e < width; e++) dot += q[h][e] * k[e];
 #pragma unroll
         for (int step = lanes / 2; step > 0; step /= 2) dot += warp_shuffle_xor(dot, step);
         if (column == 0 && r < count) score[h][r] = dot;
@@ -145,13 +168,15 @@ DEVICE void attend(const Attend<T> a) {
 #pragma unroll
       for (int e = 0; e < width; e++)
         if (h < group) sum[h][e] *= factor[h];
-    for (int r = place; r < count; r += WARPS * per_warp) {
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      int r = place + i * stride;
       float v[width];
-      load16(a.values + at + (long long)r * groups * D, v);
+      unpack(values[i], v);
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         if (h >= group) break;
-        float weight = score[h][r];
+        float weight = r < count ? score[h][r] : 0.0f;
 #pragma unroll
         for (int e = 0; e < width; e++) sum[h][e] += weight * v[e];
       }

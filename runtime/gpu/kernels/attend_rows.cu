@@ -4,8 +4,8 @@
 #include "state.cuh"
 #include "vectors.cuh"
 
-constexpr int QUERIES = 64, KEYS = 64, ROW_WARPS = 4;  // 16 queries a warp
-constexpr int PAIRS = KEYS / 2 + 4;                    // words a row of V's tile: 4 more, so that no bank is hit twice
+constexpr int QUERIES = 64, ROW_WARPS = 4;  // 16 queries a warp
+constexpr float LOG2E = 1.44269504f;
 
 // qkv [T, width]: queries [H, D] first, turned and scaled. keys, values: the first visible row [G, D] of a layer's slab.
 // Columns new_at .. new_at + T - 1 are the new tokens, of which token t sees the first t + 1.
@@ -23,14 +23,32 @@ DEVICE bool hidden(const AttendRows<T>& a, int token, int column) {
   return column > a.new_at + token && column < a.new_at + a.tokens;
 }
 
+// K and V of the next tile are on their way while one is worked on.
 template <int D>
 DEVICE void attend_halves(const AttendRows<half_t> a) {
-  constexpr int steps = D / 16, out = D / 8, stride = D + 8;  // halves a row of K's tile: 8 more, for the banks
-  __shared__ __align__(16) half_t keys[KEYS * stride];
-  __shared__ unsigned values[D * PAIRS];  // [D, KEYS / 2]: two rows of V in a word
+  constexpr int KEYS = D > 64 ? 32 : 64;                    // rows of a tile: four tiles must fit 48 KiB
+  constexpr int steps = D / 16, out = D / 8, stride = D + 8;  // halves of a tile's row: 8 more, for the banks
+  __shared__ __align__(16) half_t keys[2][KEYS * stride], values[2][KEYS * stride];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
   int head = blockIdx.y, group = head / (a.heads / a.groups), first = blockIdx.x * QUERIES, row = first + warp * 16 + g;
   long long apart = (long long)a.groups * D;
+  int key_at = (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8, value_at = lane % 16 * stride + lane / 16 * 8;
+  auto begin = [&](int stage, int tile) {
+    for (int i = threadIdx.x; i < KEYS * D / 8; i += 32 * ROW_WARPS) {
+      int r = i / (D / 8), d = i % (D / 8) * 8;
+      long long from = min(tile + r, a.columns - 1) * apart + group * D + d;
+      copy_begin(keys[stage] + r * stride + d, a.keys + from);
+      copy_begin(values[stage] + r * stride + d, a.values + from);
+    }
+  };
+  auto after = [&](int tile) {  // the next tile of which the block's last token sees something
+    int last = first + QUERIES - 1;
+    do tile += KEYS;
+    while (tile < a.columns && hidden(a, last, tile) && hidden(a, last, tile + KEYS - 1));
+    return tile;
+  };
+  begin(0, 0);
+  copies_close();
   unsigned query[steps][4];
 #pragma unroll
   for (int s = 0; s < steps; s++)
@@ -44,61 +62,55 @@ DEVICE void attend_halves(const AttendRows<half_t> a) {
   for (int n = 0; n < out; n++)
 #pragma unroll
     for (int i = 0; i < 4; i++) sum[n][i] = 0.0f;
-  for (int tile = 0; tile < a.columns; tile += KEYS) {
-    if (hidden(a, first + QUERIES - 1, tile) && hidden(a, first + QUERIES - 1, tile + KEYS - 1)) continue;
-    __syncthreads();
-    for (int i = threadIdx.x; i < KEYS * D / 8; i += 32 * ROW_WARPS) {
-      int r = i / (D / 8), d = i % (D / 8) * 8, from = min(tile + r, a.columns - 1);
-      *(Vec16*)(keys + r * stride + d) = *(const Vec16*)(a.keys + from * apart + group * D + d);
-    }
-    for (int d = warp * 8; d < D; d += 8 * ROW_WARPS) {  // a lane takes two rows
-      union {
-        Vec16 bytes;
-        unsigned short halves[8];
-      } upper, lower;
-      int from = tile + 2 * lane, end = a.columns - 1;
-      upper.bytes = *(const Vec16*)(a.values + min(from, end) * apart + group * D + d);
-      lower.bytes = *(const Vec16*)(a.values + min(from + 1, end) * apart + group * D + d);
-#pragma unroll
-      for (int i = 0; i < 8; i++) values[(d + i) * PAIRS + lane] = upper.halves[i] | (unsigned)lower.halves[i] << 16;
-    }
+  for (int tile = 0, stage = 0, next; tile < a.columns; tile = next, stage ^= 1) {
+    next = after(tile);
+    if (next < a.columns) begin(stage ^ 1, next);
+    copies_close();
+    copies_wait<1>();
     __syncthreads();
     float score[KEYS / 8][4];
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
+    for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) score[n][i] = 0.0f;
 #pragma unroll
-      for (int s = 0; s < steps; s++) {
-        const half_t* from = keys + (n * 8 + g) * stride + s * 16 + 2 * c;
-        unsigned key[2] = {*(const unsigned*)from, *(const unsigned*)(from + 8)};
-        mma(score[n], query[s], key);
+    for (int s = 0; s < steps; s++)
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n += 2) {
+        unsigned key[4];
+        load_matrices<false>(key, keys[stage], n * 8 * stride + s * 16 + key_at);
+        unsigned left[2] = {key[0], key[1]}, right[2] = {key[2], key[3]};
+        mma(score[n], query[s], left);
+        mma(score[n + 1], query[s], right);
       }
+    if (tile + KEYS > a.columns || (tile + KEYS - 1 > a.new_at + first && tile < a.new_at + a.tokens)) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          int column = tile + n * 8 + 2 * c + i % 2;
+          if (column >= a.columns || hidden(a, row + i / 2 * 8, column)) score[n][i] = -INFINITY;
+        }
     }
-    bool whole = tile + KEYS <= a.columns && (tile + KEYS - 1 <= a.new_at + first || tile >= a.new_at + a.tokens);
     float best[2] = {most[0], most[1]};
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        int column = tile + n * 8 + 2 * c + i % 2;
-        if (!whole && (column >= a.columns || hidden(a, row + i / 2 * 8, column))) score[n][i] = -INFINITY;
-        best[i / 2] = fmaxf(best[i / 2], score[n][i]);
-      }
+      for (int i = 0; i < 4; i++) best[i / 2] = fmaxf(best[i / 2], score[n][i]);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 1));
       best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 2));
-      float from = best[half] == -INFINITY ? 0.0f : best[half];  // nothing seen yet: exp(-inf - 0) is 0
-      float factor = expf(most[half] - from);
-      most[half] = best[half], best[half] = from, total[half] *= factor;
+      float from = best[half] == -INFINITY ? 0.0f : best[half];  // nothing seen yet: 2 to the power of -inf - 0 is 0
+      float factor = exp2_near((most[half] - from) * LOG2E);
+      most[half] = best[half], best[half] = from * LOG2E, total[half] *= factor;
 #pragma unroll
       for (int n = 0; n < out; n++) sum[n][2 * half] *= factor, sum[n][2 * half + 1] *= factor;
     }
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) total[i / 2] += score[n][i] = expf(score[n][i] - best[i / 2]);
+      for (int i = 0; i < 4; i++) total[i / 2] += score[n][i] = exp2_near(score[n][i] * LOG2E - best[i / 2]);
 #pragma unroll
     for (int s = 0; s < KEYS / 16; s++) {
       unsigned weight[4];
@@ -108,12 +120,15 @@ DEVICE void attend_halves(const AttendRows<half_t> a) {
         weight[part] = pack_halves(from[0], from[1]);
       }
 #pragma unroll
-      for (int n = 0; n < out; n++) {
-        const unsigned* from = values + (n * 8 + g) * PAIRS + s * 8 + c;
-        unsigned value[2] = {from[0], from[4]};
-        mma(sum[n], weight, value);
+      for (int n = 0; n < out; n += 2) {
+        unsigned value[4];
+        load_matrices<true>(value, values[stage], s * 16 * stride + n * 8 + value_at);
+        unsigned left[2] = {value[0], value[1]}, right[2] = {value[2], value[3]};
+        mma(sum[n], weight, left);
+        mma(sum[n + 1], weight, right);
       }
     }
+    __syncthreads();
   }
 #pragma unroll
   for (int half = 0; half < 2; half++) {

@@ -98,6 +98,72 @@ DEVICE unsigned pack_halves(float first, float second) {
 #endif
 }
 
+// What other blocks of this launch have written: past the first cache, which may hold what was there before.
+DEVICE Vec16 load_fresh(const Vec16 *from) {
+#if defined(__CUDACC__)
+    Vec16 value;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3]) : "l"(from));
+    return value;
+#else
+    return *from;
+#endif
+}
+
+// 2 to the power of x, to 2 ulp; 0 below -126 (PTX ISA, ex2.approx.ftz).
+DEVICE float exp2_near(float x) {
+#if defined(__CUDACC__)
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+#else
+    return x < -126.0f ? 0.0f : exp2f(x);
+#endif
+}
+
+// 16 bytes from global to shared memory, which nobody waits for: they are there for this thread once copies_wait says
+// so, for others after a barrier too. `Left` groups, of those that copies_close ended, may still be on their way.
+DEVICE void copy_begin(void *to, const void *from) {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+        :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+#else
+    *(Vec16 *)to = *(const Vec16 *)from;
+#endif
+}
+DEVICE void copies_close() {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int Left> DEVICE void copies_wait() {
+#if defined(__CUDACC__)
+    asm volatile("cp.async.wait_group %0;" :: "n"(Left) : "memory");
+#endif
+}
+
+// Four 8 x 8 matrices of halves in shared memory; lane 8 m + i says where row i of matrix m begins, in halves from
+// `tile`, at a multiple of 8. With g and c as in mma a lane gets of each the elements 2c, 2c+1 of row g; turned, those
+// of rows 2c, 2c+1 in column g (PTX ISA, ldmatrix).
+template <bool Turned> DEVICE void load_matrices(unsigned (&to)[4], const half_t *tile, int at) {
+#if defined(__CUDACC__)
+    unsigned from = (unsigned)__cvta_generic_to_shared(tile + at);
+    if (Turned)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+            : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+            : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
+#else
+    int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+    for (int m = 0; m < 4; ++m) {
+        int first = warp_shuffle(at, m * 8 + (Turned ? 2 * c : g)), second = warp_shuffle(at, m * 8 + (Turned ? 2 * c + 1 : g));
+        half_t low = tile[Turned ? first + g : first + 2 * c], high = tile[Turned ? second + g : second + 2 * c + 1];
+        to[m] = low.bits | (unsigned)high.bits << 16;
+    }
+#endif
+}
+
 // d [16, 8] += a [16, 16] b [16, 8] by a warp, halves with fp32 sums. With g = lane / 4 and c = lane % 4 a lane holds
 // a: columns 2c, 2c+1 of rows g and g+8, then columns 2c+8, 2c+9 of both; b: rows 2c, 2c+1, then 2c+8, 2c+9, of column g;
 // d: columns 2c, 2c+1 of row g, then of row g+8 (PTX ISA, mma.m16n8k16).
