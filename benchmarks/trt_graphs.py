@@ -7,7 +7,7 @@ Each case is NAME.onnx and NAME.npz with `in.*` (inputs), `out.*` (what ONNX Run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +63,10 @@ class Forms(DecoderWriter):
     def __init__(self, writer: Writer, spec: ModelSpec, rope: Rope) -> None:
         super().__init__(writer, spec, _random_weights(spec), 1e-6)
         self._form = rope
+
+    def shared(self, first_layer: int) -> _Shared:
+        narrow = {name: self.w.node("Unsqueeze", name, self.w.ints([1])) for name in ("cos", "sin")}
+        return replace(super().shared(first_layer), **narrow)
 
     def _rope(self, x: str, shared: _Shared) -> str:
         return self._turn(x, shared, self.spec.num_heads + self.spec.kv_heads)

@@ -23,9 +23,9 @@ class Writer(GraphWriter):
         super().__init__(path, spec)
         self.dtype = NUMPY[dtype]
 
-    def constant(self, name: str, array: Array) -> str:
-        """A small constant."""
-        return self._inline(name, array.astype(self.dtype))
+    def typed(self, name: str, array: Array) -> str:
+        """A small constant of that type."""
+        return self.constant(name, array.astype(self.dtype))
 
 
 def slice_concat(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
@@ -36,7 +36,7 @@ def slice_concat(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> s
 
 
 def split_concat(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
-    """A split and a concat: what the decoder does."""
+    """A split and a concat: what the decoder did at first."""
     a, b = w.split(x, [d // 2, d // 2], axis=2)
     return _halves(w, a, b, cos, sin)
 
@@ -49,14 +49,14 @@ def matrix_tile(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> st
 
 def matrix_product(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
     """As matrix_tile, cos and sin spread by a constant matrix."""
-    spread = w.constant("spread", np.tile(np.eye(d // 2), 2))
+    spread = w.typed("spread", np.tile(np.eye(d // 2), 2))
     return _turned(w, x, w.node("MatMul", x, _rotation(w, d)), *(w.node("MatMul", one, spread) for one in (cos, sin)))
 
 
 def gather(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
-    """The halves exchanged by Gather with constant indices."""
+    """The halves exchanged by Gather with constant indices: what the decoder does."""
     order = w.ints([*range(d // 2, d), *range(d // 2)])
-    signs = w.constant("signs", np.repeat([-1.0, 1.0], d // 2))
+    signs = w.typed("signs", np.repeat([-1.0, 1.0], d // 2))
     turned = w.node("Mul", w.node("Gather", x, order, axis=2), signs)
     return _turned(w, x, turned, *(w.node("Tile", one, w.ints([1, 1, 2])) for one in (cos, sin)))
 
@@ -64,7 +64,7 @@ def gather(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
 def pairs_matrix(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
     """x as [T, H, 2, D/2], its two rows exchanged by a 2x2 matrix: no slice, no concat, cos and sin as they are."""
     pair = w.node("Reshape", x, w.ints([-1, heads, 2, d // 2]))
-    turned = w.node("MatMul", w.constant("turn", np.array([[0.0, -1.0], [1.0, 0.0]])), pair)
+    turned = w.node("MatMul", w.typed("turn", np.array([[0.0, -1.0], [1.0, 0.0]])), pair)
     wide = [w.node("Unsqueeze", one, w.ints([1])) for one in (cos, sin)]
     return w.node("Reshape", _turned(w, pair, turned, *wide), w.ints([-1, heads, d]))
 
@@ -72,7 +72,7 @@ def pairs_matrix(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> s
 def pairs_gather(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
     """As pairs_matrix, the rows exchanged by Gather."""
     pair = w.node("Reshape", x, w.ints([-1, heads, 2, d // 2]))
-    signs = w.constant("pair_signs", np.array([[-1.0], [1.0]]))
+    signs = w.typed("pair_signs", np.array([[-1.0], [1.0]]))
     turned = w.node("Mul", w.node("Gather", pair, w.ints([1, 0]), axis=2), signs)
     wide = [w.node("Unsqueeze", one, w.ints([1])) for one in (cos, sin)]
     return w.node("Reshape", _turned(w, pair, turned, *wide), w.ints([-1, heads, d]))
@@ -97,4 +97,4 @@ def _turned(w: Writer, x: str, turned: str, cos: str, sin: str) -> str:
 
 def _rotation(w: Writer, d: int) -> str:
     half, zero = np.eye(d // 2), np.zeros((d // 2, d // 2))
-    return w.constant("rotation", np.block([[zero, half], [-half, zero]]))
+    return w.typed("rotation", np.block([[zero, half], [-half, zero]]))

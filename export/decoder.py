@@ -28,7 +28,7 @@ ReadTensor = Callable[[str], Array]  # canonical name -> array in the bundle's d
 class _Shared:
     """Values that every layer of a graph uses."""
 
-    cos: str
+    cos: str  # [T, 1, D]: the angles once per half
     sin: str
     mask: str  # [R*T, S+T]: the mask once per query head of a group
     cached: str  # [1] int64: S
@@ -48,8 +48,8 @@ class DecoderWriter:
         w = self.w
         rows = w.node("Shape", f"k_{first_layer}")
         return _Shared(
-            cos=w.node("Unsqueeze", "cos", w.ints([1])),
-            sin=w.node("Unsqueeze", "sin", w.ints([1])),
+            cos=w.node("Tile", w.node("Unsqueeze", "cos", w.ints([1])), w.ints([1, 1, 2])),
+            sin=w.node("Tile", w.node("Unsqueeze", "sin", w.ints([1])), w.ints([1, 1, 2])),
             mask=w.node("Tile", "mask", w.ints([self.group, 1])),
             cached=w.node("Slice", rows, w.ints([0]), w.ints([1])),
         )
@@ -139,12 +139,13 @@ class DecoderWriter:
         return array if scale == 1.0 else (array.astype(np.float32) * scale).astype(array.dtype)
 
     def _rope(self, x: str, shared: _Shared) -> str:
-        """Rotate halves: (a, b) -> (a cos - b sin, b cos + a sin)."""
-        w, half = self.w, self.spec.head_dim // 2
-        a, b = w.split(x, [half, half], axis=2)
-        first = w.node("Sub", w.node("Mul", a, shared.cos), w.node("Mul", b, shared.sin))
-        second = w.node("Add", w.node("Mul", b, shared.cos), w.node("Mul", a, shared.sin))
-        return w.node("Concat", first, second, axis=2)
+        """Rotate halves: (a, b) -> (a, b) cos + (-b, a) sin. The halves change places by Gather: with Split or Slice
+        and Concat, or a matrix product, TensorRT 8.6's builder runs without end (benchmarks/trt_forms.py)."""
+        w, d = self.w, self.spec.head_dim
+        swapped = w.node("Gather", x, w.ints([*range(d // 2, d), *range(d // 2)]), axis=2)
+        signs = w.constant("rope_signs", np.repeat([-1.0, 1.0], d // 2).astype(self.spec.numpy_dtype))
+        turned = w.node("Mul", swapped, signs)
+        return w.node("Add", w.node("Mul", x, shared.cos), w.node("Mul", turned, shared.sin))
 
     def _softmax(self, q: str, cached_k: str, new_k: str, shared: _Shared) -> str:
         w = self.w

@@ -53,13 +53,14 @@ class GraphWriter:
 
     def ints(self, values: list[int]) -> str:
         """A small int64 constant: shapes, axes, bounds."""
-        return self._inline("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+        return self.constant("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def scalar(self, value: float, dtype: type[np.generic] = np.float32) -> str:
         """A scalar constant."""
-        return self._inline(f"scalar_{value:g}_{np.dtype(dtype).name}", np.array(value, dtype))
+        return self.constant(f"scalar_{value:g}_{np.dtype(dtype).name}", np.array(value, dtype))
 
-    def _inline(self, name: str, array: NDArray[Any]) -> str:
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        """A constant small enough to lie in the graph itself; the same name is the same constant."""
         self._initializers.setdefault(name, onnx.numpy_helper.from_array(array, name))
         return name
 

@@ -37,9 +37,9 @@ FORMS = ["vision_cuda", "vision_trt"]  # of vision; each keeps the rules but tho
 # up there first.
 # fmt: off
 ALLOWED = {
-    "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Expand", "GatherElements", "Identity",
+    "Add", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Expand", "Gather", "GatherElements", "Identity",
     "LayerNormalization", "MatMul", "Mul", "Pow", "ReduceMean", "ReduceSum", "Reshape", "Shape", "Sigmoid", "Slice",
-    "Softmax", "Split", "Sqrt", "Sub", "Sum", "Tanh", "Tile", "TopK", "Transpose", "Unsqueeze",
+    "Softmax", "Split", "Sqrt", "Sum", "Tanh", "Tile", "TopK", "Transpose", "Unsqueeze",
 }
 # fmt: on
 FP32_ONLY = {"Softmax", "LayerNormalization", "ReduceMean", "Pow"}  # what an fp16 graph computes in fp32
@@ -128,6 +128,22 @@ def reductions_have_constant_axes(graph: Exported) -> list[str]:
             ok = not node.op_type.startswith("Reduce") or (len(node.input) == 1 and "axes" in _attributes(node))
         found += [] if ok else [f"{node.op_type} {node.name}: inputs {list(node.input)}"]
     return found
+
+
+def nothing_is_cut_and_joined_by_arithmetic_alone(graph: Exported) -> list[str]:
+    """Rotated halves, say: TensorRT 8.6's builder runs without end where parts that Split or Slice made are joined
+    again with only arithmetic in between (benchmarks/trt_forms.py)."""
+    made = {name: node for node in graph.nodes for name in node.output}
+
+    def cut(name: str) -> bool:
+        node = made.get(name)
+        if node is None or node.op_type not in ("Split", "Slice", "Add", "Sub", "Mul"):
+            return False
+        data = node.input[:1] if node.op_type in ("Split", "Slice") else node.input
+        return node.op_type in ("Split", "Slice") or any(map(cut, data))
+
+    joins = [node for node in graph.nodes if node.op_type == "Concat"]
+    return [f"{node.name} joins what was cut" for node in joins if any(map(cut, node.input))]
 
 
 def top_k_is_constant_and_last(graph: Exported) -> list[str]:
@@ -267,6 +283,7 @@ RULES: list[Rule] = [
     no_functions_or_control_flow,
     only_allowed_ops,
     reductions_have_constant_axes,
+    nothing_is_cut_and_joined_by_arithmetic_alone,
     top_k_is_constant_and_last,
     layer_norms_have_scale_and_bias,
     half_graphs_have_fp32_islands,
@@ -559,6 +576,12 @@ def another_output(graph: Exported) -> None:
     output(graph, "z", TensorProto.FLOAT)
 
 
+def rotated_halves(graph: Exported) -> None:
+    add(graph, "Slice", "x", *(constant(graph, f"at_{i}", [i], np.int64) for i in (0, 2, 1)), out="half")
+    add(graph, "Mul", "half", "half", out="scaled")
+    add(graph, "Concat", "scaled", "half", axis=1)
+
+
 def int64_output(graph: Exported) -> None:
     add(graph, "Shape", "x")
     output(graph, "z", TensorProto.INT64)
@@ -636,6 +659,7 @@ BAD: dict[Rule, list[Change]] = {
         banned("Einsum", equation="ij->ji"),
     ],
     reductions_have_constant_axes: [mean_with_two_inputs, max_with_two_inputs, mean_over_all, sum_over_computed_axes],
+    nothing_is_cut_and_joined_by_arithmetic_alone: [rotated_halves],
     top_k_is_constant_and_last: [computed_k, k_of_the_first_axis],
     layer_norms_have_scale_and_bias: [norm_without_bias],
     half_graphs_have_fp32_islands: [
