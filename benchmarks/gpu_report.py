@@ -70,6 +70,11 @@ def middle(found: Line, figure: str) -> float:
     return float(value["median"] if isinstance(value, dict) else value)
 
 
+def _failure(run: Line, name: str, reason: str) -> str:
+    """A side with figures was lost afterwards: only its profile is missing."""
+    return f"- {name} {'has no profile' if name in run['sides'] else 'failed'}: {reason}"
+
+
 def verdicts(run: Line) -> list[Line]:
     """Every wanted ratio that this run can tell, for every engine that ran."""
     told = []
@@ -114,7 +119,7 @@ def chapter(run: Line) -> list[str]:
         *grid(("side", "visual tokens / active", *(title for title, _ in COLUMNS.values()), "same ids"), rows(run)),
         "",
         *(f"- {name}: {side_of(name).title}" for name in names),
-        *(f"- {name} failed: {reason}" for name, reason in run["failed"].items()),
+        *(_failure(run, name, reason) for name, reason in run["failed"].items()),
     ]
     told = verdicts(run)
     if told:

@@ -54,7 +54,7 @@ def matrix_product(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) ->
 
 
 def gather(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
-    """The halves exchanged by Gather with constant indices: what the decoder does."""
+    """The halves exchanged by Gather with constant indices."""
     order = w.ints([*range(d // 2, d), *range(d // 2)])
     signs = w.typed("signs", np.repeat([-1.0, 1.0], d // 2))
     turned = w.node("Mul", w.node("Gather", x, order, axis=2), signs)
@@ -70,7 +70,7 @@ def pairs_matrix(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> s
 
 
 def pairs_gather(w: Writer, x: str, cos: str, sin: str, heads: int, d: int) -> str:
-    """As pairs_matrix, the rows exchanged by Gather."""
+    """As pairs_matrix, the rows exchanged by Gather: what the decoder does."""
     pair = w.node("Reshape", x, w.ints([-1, heads, 2, d // 2]))
     signs = w.typed("pair_signs", np.array([[-1.0], [1.0]]))
     turned = w.node("Mul", w.node("Gather", pair, w.ints([1, 0]), axis=2), signs)

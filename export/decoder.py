@@ -28,7 +28,7 @@ ReadTensor = Callable[[str], Array]  # canonical name -> array in the bundle's d
 class _Shared:
     """Values that every layer of a graph uses."""
 
-    cos: str  # [T, 1, D]: the angles once per half
+    cos: str  # [T, 1, 1, D/2]
     sin: str
     mask: str  # [R*T, S+T]: the mask once per query head of a group
     cached: str  # [1] int64: S
@@ -48,8 +48,8 @@ class DecoderWriter:
         w = self.w
         rows = w.node("Shape", f"k_{first_layer}")
         return _Shared(
-            cos=w.node("Tile", w.node("Unsqueeze", "cos", w.ints([1])), w.ints([1, 1, 2])),
-            sin=w.node("Tile", w.node("Unsqueeze", "sin", w.ints([1])), w.ints([1, 1, 2])),
+            cos=w.node("Unsqueeze", "cos", w.ints([1, 2])),
+            sin=w.node("Unsqueeze", "sin", w.ints([1, 2])),
             mask=w.node("Tile", "mask", w.ints([self.group, 1])),
             cached=w.node("Slice", rows, w.ints([0]), w.ints([1])),
         )
@@ -141,11 +141,12 @@ class DecoderWriter:
     def _rope(self, x: str, shared: _Shared) -> str:
         """Rotate halves: (a, b) -> (a, b) cos + (-b, a) sin. The halves change places by Gather: with Split or Slice
         and Concat, or a matrix product, TensorRT 8.6's builder runs without end (benchmarks/trt_forms.py)."""
-        w, d = self.w, self.spec.head_dim
-        swapped = w.node("Gather", x, w.ints([*range(d // 2, d), *range(d // 2)]), axis=2)
-        signs = w.constant("rope_signs", np.repeat([-1.0, 1.0], d // 2).astype(self.spec.numpy_dtype))
-        turned = w.node("Mul", swapped, signs)
-        return w.node("Add", w.node("Mul", x, shared.cos), w.node("Mul", turned, shared.sin))
+        w, d, heads = self.w, self.spec.head_dim, self.spec.num_heads + self.spec.kv_heads
+        halves = w.node("Reshape", x, w.ints([-1, heads, 2, d // 2]))
+        signs = w.constant("rope_signs", np.array([[-1.0], [1.0]], self.spec.numpy_dtype))
+        turned = w.node("Mul", w.node("Gather", halves, w.ints([1, 0]), axis=2), signs)
+        both = w.node("Add", w.node("Mul", halves, shared.cos), w.node("Mul", turned, shared.sin))
+        return w.node("Reshape", both, w.ints([-1, heads, d]))
 
     def _softmax(self, q: str, cached_k: str, new_k: str, shared: _Shared) -> str:
         w = self.w
