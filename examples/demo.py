@@ -12,7 +12,7 @@ BUNDLE, SHEET = Path("build/tiny-bundle"), Path("build/explain.png")
 CLIP = Path("examples/scene.mp4")  # make_scene.py says what is in it
 QUESTIONS = {
     "How many objects are there?": "two",
-    "What came or left in the last frames?": "the purple cross left",
+    "What came or left in the last frames?": "the yellow triangle left",
     "Which colour is the spark?": "white",  # it is there in one frame of sixteen
 }
 

@@ -13,8 +13,11 @@ from benchmarks import accuracy, accuracy_report, methods
 from benchmarks.methods import Contestant, Method
 from benchmarks.scenes import questions, world
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
-from dycoke_edge import UsageError, VideoLLM
+from dycoke_edge import Compression, UsageError, VideoLLM
+from dycoke_edge.config import Clip
 from dycoke_edge.export.shipped import named
+from examples.demo import CLIP, QUESTIONS
+from examples.make_scene import SEED
 
 RANDOM = np.random.default_rng(0)
 TOKENS = RANDOM.standard_normal((8, 4, 6)).astype(np.float32)
@@ -31,6 +34,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bench(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(accuracy, "BUILD", work)
     return accuracy.prepare(named("tiny"), {methods.SPLIT})
+
+
+def test_what_the_demo_asks_is_answered_right(bench: Path) -> None:
+    """By the model that is shipped, of the clip that is shipped: `make demo` shows it to who comes first."""
+    scene = world.plan(SEED, "test", 16)
+    answers = {question.text: question.answer for question in questions.ask(scene, SEED)}
+    assert len(QUESTIONS) == 3 and answers.items() >= QUESTIONS.items()
+    llm = VideoLLM.load(bench / f"bundle-{methods.SPLIT}", kv_capacity=1024)
+    for question, answer in QUESTIONS.items():
+        for compression in (Compression.off(), Compression()):
+            assert llm.generate(question, CLIP, compression=compression, clip=Clip(num_frames=16)).text == answer
 
 
 @pytest.mark.parametrize("select", [random_tokens, changed_tokens, spread_frames, last_frames])
