@@ -4,11 +4,13 @@ DyCoke; then draws which parts of the frames DyCoke kept."""
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 from dycoke_edge.cli import main
 
 BUNDLE, SHEET = Path("build/tiny-bundle"), Path("build/explain.png")
+WEIGHTS = Path("export/tiny/model.safetensors")
 CLIP = Path("examples/scene.mp4")  # make_scene.py says what is in it
 QUESTIONS = {
     "How many objects are there?": "two",
@@ -26,6 +28,8 @@ def dycoke_edge(*arguments: str) -> None:
 
 
 def demo() -> None:
+    if BUNDLE.exists() and (BUNDLE / "dycoke_edge.json").stat().st_mtime < WEIGHTS.stat().st_mtime:
+        shutil.rmtree(BUNDLE)  # of the model that was shipped before
     if not BUNDLE.exists():
         dycoke_edge("export", "tiny", str(BUNDLE))
     for question, answer in QUESTIONS.items():

@@ -91,6 +91,7 @@ class Decoder:
         self._oldest = 0  # position of the oldest visual token
         self._newest = 0  # position after the newest one: where a question begins
         self._request = 0
+        self._begun: tuple[Ids, int] | None = None  # a prefix and its text rows, if nothing came after them
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -102,10 +103,12 @@ class Decoder:
         self.clear(text_rows)
         self._text(prefix)
         self._prefix = self._oldest = self._newest = self.position
+        self._begun = prefix, text_rows
 
     def clear(self, text_rows: int) -> None:
         """Forget everything and give its memory back; keep `text_rows` rows for text. `begin` comes next."""
         self._request += 1
+        self._begun = None
         self.kv.reset(text_rows)
         self.position = self._prefix = self._oldest = self._newest = 0
 
@@ -141,6 +144,7 @@ class Decoder:
         """Forget the question and the answer; every visual row is active again, unless parked ones were freed."""
         kv = self.kv
         self._request += 1
+        self._begun = None
         kv.truncate(self._prefix)
         if not kv.freed:
             kv.refresh(np.ones(kv.num_visual, np.bool_))
@@ -167,11 +171,13 @@ class Decoder:
         return offset
 
     def prefill(self, prompt: Prompt, max_new_tokens: int) -> None:
-        """Compute a prompt in chunks; `logits` then hold the first token's. KVOverflow if it cannot fit whole."""
+        """Compute a prompt in chunks; `logits` then hold the first token's. KVOverflow if it cannot fit whole. A prompt
+        that `begin` was given the prefix of goes on from there."""
         text_rows = prompt.num_text + max_new_tokens
         if text_rows + prompt.num_visual > self.kv.capacity:
             raise KVOverflow(text_rows + prompt.num_visual, self.kv.capacity)
-        self.begin(prompt.prefix, text_rows)
+        if self._begun is None or self._begun[0] is not prompt.prefix or self._begun[1] != text_rows:
+            self.begin(prompt.prefix, text_rows)
         if prompt.visual is not None and prompt.visual_positions is not None:
             self.see(prompt.visual, prompt.visual_positions, prompt.visual_span)
         self.read(prompt.suffix)

@@ -27,6 +27,7 @@ class Prefill:
         spec = weights.spec
         self.device, self.weights, self.spec, self.chunk, self._inverse = device, weights, spec, chunk, inverse
         self.dtype: np.dtype[Any] = np.dtype(spec.numpy_dtype)
+        self._suffix = suffix(self.dtype)
         self.heads, self.groups, self.dim = spec.num_heads, spec.kv_heads, spec.head_dim
         self.width = (self.heads + 2 * self.groups) * self.dim
 
@@ -52,54 +53,60 @@ class Prefill:
         self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
         turned = self.positions, self._inverse, self.turns, c_int32(self.dim // 2)
         self.device.kernel("turns", count, BLOCK, *turned)()
-        *others, last = enumerate(self.weights.layers)
-        whole, end = slice(0, count), slice(count - 1, count)
-        for index, layer in others:
-            self._rows(kv, index, layer, count, rows)
-            self._attend(kv, index, whole, rows)
-            self._finish(layer, whole)
-        index, layer = last
-        self._rows(kv, index, layer, count, rows)
-        self._attend(kv, index, end, rows)
-        self._finish(layer, end)
+        whole, end = _Part(self, slice(0, count)), _Part(self, slice(count - 1, count))
+        for index, layer in enumerate(self.weights.layers):
+            self._rows(kv, index, layer, whole, rows)
+            part = end if layer is self.weights.layers[-1] else whole
+            self._attend(kv, index, part, rows)
+            self._finish(layer, part)
         self.x = self.hidden[count - 1]
 
-    def _rows(self, kv: KVBuffer, index: int, layer: Layer, count: int, rows: slice) -> None:
+    def _rows(self, kv: KVBuffer, index: int, layer: Layer, part: _Part, rows: slice) -> None:
         """Queries into `qkv`, keys and values into their rows of the buffer."""
-        self._norm(layer.input_norm, slice(0, count))
-        self.device.product(self.normed[:count], layer.qkv, self.qkv[:count])
+        self._norm(layer.input_norm, part)
+        self.device.product(part.normed, layer.qkv, part.qkv)
         keys, values = kv.rows.plane(2 * index, rows), kv.rows.plane(2 * index + 1, rows)
         sizes = c_int32(self.heads), c_int32(self.groups), c_int32(self.dim)
-        self._launch("rope_rows", count, self.qkv, layer.bias, self.turns, keys, values, *sizes)
+        self._launch("rope_rows", part.count, part.qkv, layer.bias, self.turns, keys, values, *sizes)
 
-    def _attend(self, kv: KVBuffer, index: int, tokens: slice, rows: slice) -> None:
+    def _attend(self, kv: KVBuffer, index: int, part: _Part, rows: slice) -> None:
         """Context of the new tokens in `rows`, or of the last of them: they see all that is cached and, of the new
         ones, those up to their own."""
         cached = kv.deep if index >= self.spec.split_layer else kv.shallow
         assert rows.start in (cached.stop, cached.start - (rows.stop - rows.start)), "one slice holds them all"
         seen = slice(min(cached.start, rows.start), max(cached.stop, rows.stop))
-        count = tokens.stop - tokens.start
-        new_at = 0 if count == 1 else rows.start - seen.start  # one token sees everything
+        new_at = 0 if part.count == 1 else rows.start - seen.start  # one token sees everything
         keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
-        sizes = self.width, count, seen.stop - seen.start, new_at, self.heads, self.groups
-        per_block = QUERIES[suffix(self.dtype)]
-        arrays = self.qkv[tokens], keys, values, self.context[tokens]
-        name = f"attend_rows_{suffix(self.dtype)}_{self.dim}"
-        self.device.kernel(name, (-(-count // per_block), self.heads, 1), ATTEND_BLOCK, *arrays, *map(c_int32, sizes))()
+        sizes = self.width, part.count, seen.stop - seen.start, new_at, self.heads, self.groups
+        grid = -(-part.count // QUERIES[self._suffix]), self.heads, 1
+        arrays = part.qkv, keys, values, part.context
+        name = f"attend_rows_{self._suffix}_{self.dim}"
+        self.device.kernel(name, grid, ATTEND_BLOCK, *arrays, *map(c_int32, sizes))()
 
-    def _finish(self, layer: Layer, tokens: slice) -> None:
+    def _finish(self, layer: Layer, part: _Part) -> None:
         """What comes after attention: out, norm, MLP, both added to `hidden`."""
-        count, inner = tokens.stop - tokens.start, self.weights.intermediate
-        self.device.product(self.context[tokens], layer.out, self.hidden[tokens], 1.0)
-        self._norm(layer.post_norm, tokens)
-        self.device.product(self.normed[:count], layer.gate_up, self.both[:count])
-        self._launch("silu_rows", (-(-inner // BLOCK), count, 1), self.both, self.act, c_int32(inner))
-        self.device.product(self.act[:count], layer.down, self.hidden[tokens], 1.0)
+        inner = self.weights.intermediate
+        self.device.product(part.context, layer.out, part.hidden, 1.0)
+        self._norm(layer.post_norm, part)
+        self.device.product(part.normed, layer.gate_up, part.both)
+        self._launch("silu_rows", (-(-inner // BLOCK), part.count, 1), part.both, part.act, c_int32(inner))
+        self.device.product(part.act, layer.down, part.hidden, 1.0)
 
-    def _norm(self, gain: DeviceArray, tokens: slice) -> None:
+    def _norm(self, gain: DeviceArray, part: _Part) -> None:
         """`normed` from some rows of `hidden`, at its beginning."""
-        count, eps = tokens.stop - tokens.start, c_float(self.weights.rms_eps)
-        self._launch("norm_rows", count, self.hidden[tokens], gain, eps, self.normed, c_int32(self.spec.hidden_size))
+        eps, width = c_float(self.weights.rms_eps), c_int32(self.spec.hidden_size)
+        self._launch("norm_rows", part.count, part.hidden, gain, eps, part.normed, width)
 
     def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
-        self.device.kernel(f"{name}_{suffix(self.dtype)}", grid, BLOCK, *args)()
+        self.device.kernel(f"{name}_{self._suffix}", grid, BLOCK, *args)()
+
+
+class _Part:
+    """Views of some tokens of a chunk. Every layer works on the same ones: to make them anew was a third of the host's
+    time."""
+
+    def __init__(self, all_of: Prefill, tokens: slice) -> None:
+        self.count = tokens.stop - tokens.start
+        self.hidden, self.qkv, self.context = all_of.hidden[tokens], all_of.qkv[tokens], all_of.context[tokens]
+        first = slice(0, self.count)
+        self.normed, self.both, self.act = all_of.normed[first], all_of.both[first], all_of.act[first]

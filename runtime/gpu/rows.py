@@ -39,7 +39,10 @@ class DeviceRows:
 
     def plane(self, index: int, rows: slice) -> DeviceArray:
         """A view [n, G, D]."""
-        return self.slab[index][rows]
+        slab, (_, capacity, groups, dim) = self.slab, self.slab.shape
+        assert 0 <= rows.start <= rows.stop <= capacity
+        at = slab.address + (index * capacity + rows.start) * self.row_bytes
+        return DeviceArray(self.device, at, (rows.stop - rows.start, groups, dim), slab.dtype, slab)
 
     def clear(self) -> None:
         """The whole slab reads as zeros again."""

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #ifndef __global__  // the first pass, which looks for the kernels' names, keeps the word
 #define __global__
@@ -58,6 +59,25 @@ template <class T> constexpr Op of_type(Op first) {
     return Op(int(first) + (std::is_same_v<T, float> ? 0 : std::is_same_v<T, int> ? 1 : 2));
 }
 inline int lane() { return int(running->place.x % 32); }
+
+// A thread's copies to shared memory: as late as they may be, for then a kernel that does not wait for them is found out.
+class Copies {
+    struct Copy { void *to; const void *from; size_t size; };
+    std::vector<std::vector<Copy>> groups_{1};  // the last one is open
+public:
+    void begin(void *to, const void *from, size_t size) { groups_.back().push_back({to, from, size}); }
+    void close() { groups_.emplace_back(); }
+    void wait(size_t left) {
+        while (groups_.size() > left + 1) {
+            for (const Copy &copy : groups_.front()) std::memcpy(copy.to, copy.from, copy.size);
+            groups_.erase(groups_.begin());
+        }
+    }
+};
+inline Copies &copies() {
+    static Copies of_thread[1024];
+    return of_thread[running->place.x];
+}
 
 // What Python can call: the arguments as CUDA takes them, an array of pointers.
 struct Kernel { const char *name; const char *signature; void (*call)(void **arguments); };

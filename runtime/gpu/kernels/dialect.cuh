@@ -128,17 +128,21 @@ DEVICE void copy_begin(void *to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
         :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
 #else
-    *(Vec16 *)to = *(const Vec16 *)from;
+    cuda_on_cpu::copies().begin(to, from, sizeof(Vec16));
 #endif
 }
 DEVICE void copies_close() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+    cuda_on_cpu::copies().close();
 #endif
 }
 template <int Left> DEVICE void copies_wait() {
 #if defined(__CUDACC__)
     asm volatile("cp.async.wait_group %0;" :: "n"(Left) : "memory");
+#else
+    cuda_on_cpu::copies().wait(Left);
 #endif
 }
 
