@@ -171,6 +171,7 @@ def _plot_curves(table: list[Line], file: Path) -> None:
                     100 * middle[:, 0],
                     error,
                     fmt="o-",
+                    color="black" if line == "no compression" else None,  # ten colours are left for the others
                     ms=4,
                     label=line,
                     capsize=2,
