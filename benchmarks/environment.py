@@ -24,13 +24,18 @@ PACKAGES = ("dycoke-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "cuda-bind
 def stamp() -> dict[str, Any]:
     """Command, commit, processor, versions, load."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(map(_name, sys.argv)),
         "commit": _commit(),
         "cpu": field(Path("/proc/cpuinfo"), "model name"),
         "python": platform.python_version(),
         "load_average": Path("/proc/loadavg").read_text().split()[:3],
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def _name(word: str) -> str:
+    """Of an absolute path its last part: where things lie on a machine is nobody else's business."""
+    return Path(word).name if word.startswith("/") else word
 
 
 def _version(name: str) -> str | None:

@@ -67,11 +67,11 @@ def chosen(names: list[str] | None) -> list[Method]:
 
 def _ours() -> Iterator[Method]:
     for ratio in MERGES:
-        yield Method(f"merge {ratio:g}", "merge", _merge(ratio))
+        yield Method(f"merge {ratio:g}", "merge", _dycoke(ratio))
     for ratio in (0.5, 0.7, 0.9):
-        yield Method(f"prune {ratio:g}", "prune", Compression(merge_ratio=0.0, prune_ratio=ratio))
+        yield Method(f"prune {ratio:g}", "prune", _dycoke(0.0, ratio))
     for ratio in (0.5, 0.7, 0.9):
-        yield Method(f"both {ratio:g}", "merge and prune", Compression(merge_ratio=ratio, prune_ratio=ratio))
+        yield Method(f"both {ratio:g}", "merge and prune", _dycoke(ratio, ratio))
     official = Compression(merge_ratio=0.7, prune_ratio=0.7, mode="official")
     yield Method("both 0.7, official", "variants", official)
     yield Method("both 0.7, one-shot", "variants", Compression(merge_ratio=0.7, prune_ratio=0.7, free_parked=True))
@@ -79,16 +79,15 @@ def _ours() -> Iterator[Method]:
         "both 0.7, positions kept", "variants", Compression(merge_ratio=0.7, prune_ratio=0.7, positions="keep")
     )
     for ratio in MERGES:
-        yield Method(f"merge {ratio:g}, weighed", "merge, weighed", _merge(ratio), weighed=True)
+        yield Method(f"merge {ratio:g}, weighed", "merge, weighed", _dycoke(ratio), weighed=True)
     for ratio in (0.5, 0.7, 0.9):
-        both = Compression(merge_ratio=ratio, prune_ratio=ratio)
-        yield Method(f"both {ratio:g}, weighed", "merge and prune, weighed", both, weighed=True)
+        yield Method(f"both {ratio:g}, weighed", "merge and prune, weighed", _dycoke(ratio, ratio), weighed=True)
     for split in (1, 5):
         yield Method(f"both 0.7, split layer {split}", "variants", BOTH, split=split)
 
 
-def _merge(ratio: float) -> Compression:
-    return Compression(merge_ratio=ratio, prune_ratio=0.0)
+def _dycoke(merge: float, prune: float = 0.0) -> Compression:
+    return Compression(merge_ratio=merge, prune_ratio=prune)
 
 
 def _baselines() -> Iterator[Method]:

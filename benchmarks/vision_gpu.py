@@ -240,7 +240,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sides = {name: side for name, side in sides.items() if name in seconds}
     found: dict[str, Any] = {
         "benchmark": "vision_gpu",
-        **vars(args) | {"checkpoint": str(checkpoint), "bundle": str(folder), "batches": batches},
+        **{name: value for name, value in vars(args).items() if name != "export_json"},
+        **{"checkpoint": checkpoint.name, "bundle": folder.name, "batches": batches},
         "environment": stamp(),
         "flops": flops(bundle, checkpoint, args.frames),
         "seconds": seconds,

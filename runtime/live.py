@@ -93,9 +93,8 @@ class LiveVideo:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UsageError(f"a frame has {image.dtype} {list(image.shape)}; give uint8 [H, W, 3]")
         size = self.bundle.model.image_size
-        if image.shape[:2] != (size, size):
-            with self.stats.timed("resize"):
-                image = resize(image[None], size)[0]
+        with self.stats.timed("resize"):
+            image = resize(image[None], size)[0]
         if self._repeats(image):
             self._frames[-1].until = time
             return self._count(Pushed(True, False, None, self.bundle.model.tokens_per_frame, 0, 0, _since(began)))

@@ -88,9 +88,8 @@ def test_fastv_with_room_for_all_changes_nothing(bench: Path) -> None:
 
 
 def test_a_kept_token_stands_for_those_that_were_like_it() -> None:
-    index = np.array([0, 1, 2, 3, 4, 7, 8, 13], np.int32)  # frames of 4; 1 is compared with 0, 2 with 0, 3 with 2
-    weights = stands_for(index[:6], 2, 4)
-    assert weights.tolist() == [1, 2, 2, 1, 1, 1]
+    # frames of 2; frame 1 is compared with 0, 2 with 0, 3 with 2: the second token of frame 0 stands for all four
+    assert stands_for(np.array([0, 1, 2, 4, 6], np.int32), 4, 2).tolist() == [1, 4, 1, 1, 1]
     assert stands_for(merge_indices(TOKENS, 0.5), 8, 4).sum() == 32
     assert stands_for(np.arange(32, dtype=np.int32), 8, 4).tolist() == [1] * 32
 

@@ -25,8 +25,7 @@ PTX = Path(__file__).parent / "kernels" / "kernels.ptx"
 NON_BLOCKING = 1  # a stream that does not wait for the default stream, nor the default stream for it
 PORTABLE = 1  # pinned memory that every context knows as such
 OUT_OF_MEMORY = 2
-STAGE = 1 << 20  # bytes of pinned memory that small uploads pass through
-PIECE = 1 << 20  # bytes of either part of the pinned memory that large ones pass through
+PIECE = 1 << 20  # bytes of either of the two pieces of pinned memory that uploads pass through
 MAX_SHARED = 48 << 10  # bytes that every kernel may use unasked
 
 
@@ -43,9 +42,10 @@ class CudaDevice:
         self._sizes: dict[int, int] = {}
         self._held = 0  # the sum of these
         self._spare = Spare()
-        self._stage: NDArray[np.uint8] | None = None  # pinned; small uploads pass through it
-        self._staged = 0
-        self._pieces: list[tuple[NDArray[np.uint8], CudaEvent]] = []  # of pinned memory, and when it may be used again
+        self._pieces: list[
+            tuple[NDArray[np.uint8], CudaEvent]
+        ] = []  # pinned, the used one first; when read
+        self._filled = 0  # bytes of the first
         self._peak = 0
         self._ptx = ptx
         self._module: Any = None
@@ -121,32 +121,27 @@ class CudaDevice:
         self._call("cuMemsetD8Async", address, 0, nbytes, self._stream)
 
     def upload(self, address: int, array: Array) -> None:
-        """As in Device. Arrays are copied to pinned memory first, which the GPU reads in its own time: nobody waits for
-        it but a piece that the one before it but one still occupies."""
+        """As in Device. Arrays pass through pinned memory, which the GPU reads in its own time: where it reads pageable
+        memory by itself, a copy may return before it has read. So nobody waits until both pieces are taken."""
         assert array.flags.c_contiguous
-        if array.nbytes > STAGE // 4:
-            self._upload_in_pieces(address, array.reshape(-1).view(np.uint8))
-            return
-        if self._stage is None or self._staged + array.nbytes > STAGE:
-            self._stage = self.pinned(STAGE) if self._stage is None else self._stage
-            self.synchronize()  # what lies there has been read
-            self._staged = 0
-        part = self._stage[self._staged : self._staged + array.nbytes]
-        part[...] = array.reshape(-1).view(np.uint8)
-        self._call("cuMemcpyHtoDAsync", address, part.ctypes.data, array.nbytes, self._stream)
-        self._staged += -(-array.nbytes // 16) * 16
+        source = array.reshape(-1).view(np.uint8)
+        for start in range(0, source.size, PIECE):
+            part = source[start : start + PIECE]
+            memory = self._room(part.size)
+            memory[...] = part
+            self._call("cuMemcpyHtoDAsync", address + start, memory.ctypes.data, part.size, self._stream)
 
-    def _upload_in_pieces(self, address: int, source: NDArray[np.uint8]) -> None:
-        # the driver's own copy of pageable memory ran at 3.2 GB/s (H200 in a VM, driver 580)
+    def _room(self, nbytes: int) -> NDArray[np.uint8]:
+        """Pinned memory that no copy reads: of this piece, or of the other one after what was copied from it."""
         if not self._pieces:
             self._pieces = [(self.pinned(PIECE), self.event()) for _ in range(2)]
-        for number, start in enumerate(range(0, source.size, PIECE)):
-            memory, read = self._pieces[number % 2]
-            piece = source[start : start + PIECE]
-            read.wait()
-            memory[: piece.size] = piece
-            self._call("cuMemcpyHtoDAsync", address + start, memory.ctypes.data, piece.size, self._stream)
-            read.record()
+        if self._filled + nbytes > PIECE:
+            self._pieces[0][1].record()  # what lies there is read before this
+            self._pieces.reverse()
+            self._pieces[0][1].wait()
+            self._filled = 0
+        start, self._filled = self._filled, self._filled + -(-nbytes // 16) * 16
+        return self._pieces[0][0][start : start + nbytes]
 
     def download(self, address: int, array: Array) -> None:
         """As in Device."""

@@ -32,7 +32,7 @@ class DecodeScratch:
             return DeviceArray.empty(device, (count,), dtype)
 
         self.device, self.weights, self.inverse = device, weights, inverse
-        # a block for every multiprocessor, where the rows suffice; more of them take longer to join than they save
+        # a block for every multiprocessor, where the rows suffice: every further part has to be joined
         self.parts = min(MOST_PARTS, max(1, -(-device.multiprocessors // groups)))
         self.x, self.turn = new(spec.hidden_size, np.float32), new(dim, np.float32)
         self.qkv = new((heads + 2 * groups) * dim, np.float32)

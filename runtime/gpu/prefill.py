@@ -102,8 +102,7 @@ class Prefill:
 
 
 class _Part:
-    """Views of some tokens of a chunk. Every layer works on the same ones: to make them anew was a third of the host's
-    time."""
+    """Views of some tokens of a chunk, made once for all layers (benchmarks/NOTES.md has what that saves)."""
 
     def __init__(self, all_of: Prefill, tokens: slice) -> None:
         self.count = tokens.stop - tokens.start

@@ -85,7 +85,7 @@ DEVICE void join(const Attend<T>& a, int used, float (*share)[MOST_PARTS]) {
   for (int i = 4 * threadIdx.x; i < group * D; i += 4 * THREADS) {
     float value[4] = {};
 #pragma unroll 8
-    for (int p = 0; p < used; p++) {  // eight loads on their way at once: one at a time took half of a step
+    for (int p = 0; p < used; p++) {  // unrolled, so that eight loads are on their way at once
       float part[4];
       unpack(load_fresh(reinterpret_cast<const Vec16*>(sums + p * group * D + i)), part);
 #pragma unroll

@@ -110,7 +110,7 @@ DEVICE Vec16 load_fresh(const Vec16 *from) {
 #endif
 }
 
-// 2 to the power of x, to 2 ulp; 0 below -126 (PTX ISA, ex2.approx.ftz).
+// 2 to the power of x within 2^-22 of it, 0 below -126 (PTX ISA, ex2.approx.ftz).
 DEVICE float exp2_near(float x) {
 #if defined(__CUDACC__)
     float value;
