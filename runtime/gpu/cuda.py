@@ -42,9 +42,7 @@ class CudaDevice:
         self._sizes: dict[int, int] = {}
         self._held = 0  # the sum of these
         self._spare = Spare()
-        self._pieces: list[
-            tuple[NDArray[np.uint8], CudaEvent]
-        ] = []  # pinned, the used one first; when read
+        self._pieces: list[tuple[NDArray[np.uint8], CudaEvent]] = []  # pinned, the used one first; when read
         self._filled = 0  # bytes of the first
         self._peak = 0
         self._ptx = ptx
