@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -325,6 +326,31 @@ def test_a_header_that_drips(served: Served) -> None:
 def test_a_body_that_does_not_end(served: Served) -> None:
     said = served.send(raw(f"POST {CHAT} HTTP/1.1", b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"))
     assert said.startswith(b"HTTP/1.1 408 ") and b'"code":"timeout"' in said
+
+
+def test_an_answer_before_the_body_is_not_lost(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), 10) as connection:
+        connection.sendall(
+            raw("POST /v1/alerts HTTP/1.1", b"Content-Type: text/plain\r\nContent-Length: 200000\r\n\r\n")
+        )
+        sleep(0.3)  # the answer is on its way
+        connection.sendall(b"x" * 100000)
+        sleep(0.1)
+        connection.sendall(b"x" * 100000)
+        answer = bytearray()
+        while block := connection.recv(1 << 16):  # a reset raises
+            answer += block
+    assert answer.startswith(b"HTTP/1.1 415 ") and b"Content-Type: send application/json" in answer
+
+
+def test_a_client_that_goes_on_sending_is_left(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), 10) as connection, pytest.raises(OSError):
+        connection.sendall(
+            raw("POST /v1/alerts HTTP/1.1", b"Content-Type: text/plain\r\nContent-Length: 200000\r\n\r\n")
+        )
+        for _ in range(100):
+            sleep(0.1)
+            connection.sendall(b"x")
 
 
 def test_what_is_not_http(served: Served) -> None:

@@ -1,5 +1,5 @@
-"""uvicorn, with time limits on connections that send nothing, a ceiling on their number, and answers that end when the
-server is told to stop."""
+"""uvicorn, with time limits on connections that send nothing, a ceiling on their number, ends that lose no answer, and
+answers that end when the server is told to stop."""
 
 from __future__ import annotations
 
@@ -18,6 +18,38 @@ from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.serve.errors import body
 
 GRACE_S = 1  # that answers on their way have once the server is told to stop
+LINGER_S = 2.0  # that a client may still send after its answer
+
+
+class Lingering:
+    """A connection that closes as RFC 9112 section 9.6 wants: first its own half, then, once the client has gone or
+    after LINGER_S, the whole. Closed at once, with bytes of the client unread (the body of a request that was refused
+    by its headers), the system resets it, and the answer is lost on its way."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._closing: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """End the answers; called again, end the connection."""
+        if self._closing is not None or self._transport.is_closing():
+            self._transport.close()
+            return
+        self._closing = self._loop.call_later(LINGER_S, self._transport.abort)
+        self._transport.write_eof()
+        self._transport.resume_reading()
+
+    def is_closing(self) -> bool:
+        """No request is taken any more."""
+        return self._closing is not None or self._transport.is_closing()
+
+    def gone(self) -> None:
+        """The connection has ended."""
+        if self._closing is not None:
+            self._closing.cancel()
 
 
 def _protocol(spec: ServeSpec) -> type[H11Protocol]:
@@ -28,13 +60,16 @@ def _protocol(spec: ServeSpec) -> type[H11Protocol]:
         _unread: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            self._lingering = Lingering(transport, self.loop)
+            super().connection_made(self._lingering)  # type: ignore[arg-type]
             if len(self.connections) > spec.max_connections:
                 transport.abort()
                 return
             self._wait()
 
         def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return  # nobody will read it
             if self._between():
                 self._wait()
             super().data_received(data)
@@ -42,9 +77,16 @@ def _protocol(spec: ServeSpec) -> type[H11Protocol]:
                 self._done()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self._lingering.gone()
             self._done()
             self._read()
             super().connection_lost(exc)
+
+        def shutdown(self) -> None:
+            if not self.transport.is_closing():
+                super().shutdown()
+            if self.transport.is_closing():
+                self.transport.close()  # a server that stops waits for nobody
 
         def pause_writing(self) -> None:
             super().pause_writing()
