@@ -15,7 +15,7 @@ from dycoke_edge import BundleError, Compression, EngineError, Sampling, VideoLL
 from dycoke_edge.config import LiveSpec
 from dycoke_edge.runtime import layers as graph_layers
 from dycoke_edge.runtime.gpu import layers as kernel_layers
-from dycoke_edge.runtime.gpu import weights
+from dycoke_edge.runtime.gpu import stored, weights
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.layers import KernelLayers
 from dycoke_edge.runtime.loop import Decoder
@@ -201,7 +201,7 @@ def test_logits_that_are_not_finite_are_an_error(tiny_bundle: Path, device: Devi
 
 def test_weights_are_turned_in_pieces(tiny_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = kernels(tiny_bundle, device).layers
-    monkeypatch.setattr(weights, "STAGE_BYTES", 5000)
+    monkeypatch.setattr(stored, "STAGE_BYTES", 5000)
     pieces = kernels(tiny_bundle, device).layers
     assert isinstance(whole, KernelLayers) and isinstance(pieces, KernelLayers)
     for name in ("qkv", "out", "gate_up", "down"):

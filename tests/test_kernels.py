@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.runtime.gpu.decode import ATTEND_BLOCK, CHOOSE_BLOCK
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, frames_dim, queries
+from dycoke_edge.runtime.gpu.kernels import suffix
 from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.gpu.state import PART, STATE
 from dycoke_edge.runtime.kv import KVBuffer
@@ -204,27 +206,51 @@ def test_the_largest_logit_and_the_lower_of_two(device: Device, size: int) -> No
         assert ring.numpy()[read(state)["step"] - 1].view(np.int32)[4] == 0
 
 
-@pytest.mark.parametrize(("cached", "side"), [(0, "left"), (100, "left"), (100, "right"), (64, "left"), (3, "right")])
-@pytest.mark.parametrize("tokens", [1, 70, 131])
+@pytest.mark.parametrize("cached", [0, 3, 64, 200])
+@pytest.mark.parametrize(("tokens", "left"), [(1, 0), (1, 1), (70, 70), (70, 0), (131, 100), (300, 299), (140, 1)])
 @pytest.mark.parametrize(("dim", "dtype"), [(32, "f2"), (64, "f2"), (128, "f2"), (64, "f4")])
-def test_attention_of_many_tokens(device: Device, dim: int, dtype: str, tokens: int, cached: int, side: str) -> None:
+def test_attention_of_many_tokens(device: Device, dim: int, dtype: str, tokens: int, left: int, cached: int) -> None:
     heads, groups = 4, 2
     columns, width, random = cached + tokens, (heads + 2 * groups) * dim, np.random.default_rng(tokens)
-    new_at = 0 if side == "left" else cached
     qkv = (random.standard_normal((tokens, width)) / dim**0.25).astype(dtype)
     keys, values = random.standard_normal((2, columns, groups, dim)).astype(dtype)
     context = DeviceArray.empty(device, (tokens, heads, dim), dtype)
-    given = [DeviceArray.of(device, array) for array in (qkv, keys, values)]
-    pointers = [array.pointer for array in (*given, context)]
-    name, per_block = (f"attend_rows_f16_{dim}", 64) if dtype == "f2" else (f"attend_rows_f32_{dim}", 4)
-    sizes = map(c_int32, (width, tokens, columns, new_at, heads, groups))
-    device.kernel(name, (-(-tokens // per_block), heads, 1), 128, *pointers, *sizes)()
-    query = qkv[:, : heads * dim].reshape(tokens, heads, dim).astype(np.float32)
-    keys, values = (np.repeat(rows, heads // groups, 1).astype(np.float32) for rows in (keys, values))
+    arrays = [DeviceArray.of(device, array) for array in (qkv, keys, values)]
+    sizes = map(c_int32, (width, tokens, columns, left, heads, groups))
+    grid = heads, -(-tokens // queries(np.dtype(dtype), dim)), 1
+    device.kernel(f"attend_rows_{suffix(np.dtype(dtype))}_{dim}", grid, FLASH_BLOCK, *arrays, context, *sizes)()
+    number = np.full(columns, -1)  # of the new token that a column is
+    number[:left], number[left + cached :] = np.arange(left), np.arange(left, tokens)
+    hidden = number[None] > np.arange(tokens)[:, None]
+    keys, values = (np.repeat(rows, heads // groups, 1) for rows in (keys, values))
+    query = qkv[:, : heads * dim].reshape(tokens, heads, dim)
+    np.testing.assert_allclose(
+        context.numpy(), attention(query, keys, values, hidden), atol=5e-3 if dtype == "f2" else 1e-5
+    )
+
+
+def attention(query: Array, keys: Array, values: Array, hidden: Array | None = None) -> Array:
+    """[T, H, D] of queries [T, H, D] over keys and values [S, H, D], but for hidden [T, S], in fp32."""
+    query, keys, values = (array.astype(np.float32) for array in (query, keys, values))
     scores = np.einsum("thd,shd->hts", query, keys)
-    hidden = np.zeros((tokens, columns), np.bool_)
-    hidden[:, new_at : new_at + tokens] = np.triu(np.ones((tokens, tokens), np.bool_), 1)
-    scores[:, hidden] = -np.inf
+    if hidden is not None:
+        scores[:, hidden] = -np.inf
     weight = np.exp(scores - scores.max(2, keepdims=True))
-    want = np.einsum("hts,shd->thd", weight / weight.sum(2, keepdims=True), values)
-    np.testing.assert_allclose(context.numpy(), want, atol=5e-3 if dtype == "f2" else 1e-5)
+    return np.asarray(np.einsum("hts,shd->thd", weight / weight.sum(2, keepdims=True), values))
+
+
+@pytest.mark.parametrize("patches", [1, 64, 150, 729])
+@pytest.mark.parametrize(("dim", "dtype"), [(16, "f2"), (40, "f2"), (64, "f2"), (72, "f2"), (96, "f2"), (72, "f4")])
+def test_attention_in_frames(device: Device, dim: int, dtype: str, patches: int) -> None:
+    frames, heads, random = 2, 3, np.random.default_rng(patches)
+    qkv = (4 * random.standard_normal((frames, patches, 3, heads, dim)) / dim**0.25).astype(dtype)
+    context = DeviceArray.empty(device, (frames, patches, heads, dim), dtype)
+    of, scale = np.dtype(dtype), dim**-0.5
+    grid = -(-patches // queries(of, kernel_dim := frames_dim(of, dim))), heads, frames
+    sizes = c_int32(patches), c_int32(heads), c_int32(dim), c_float(scale)
+    given = DeviceArray.of(device, qkv)
+    device.kernel(f"attend_frames_{suffix(of)}_{kernel_dim}", grid, FLASH_BLOCK, given, context, *sizes)()
+    for frame in range(frames):
+        query, keys, values = (qkv[frame, :, i] for i in range(3))
+        want = attention(query.astype(np.float32) * scale, keys, values)
+        np.testing.assert_allclose(context.numpy()[frame], want, atol=1e-2 if dtype == "f2" else 1e-5)

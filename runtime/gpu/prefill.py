@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
+from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, queries
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix
 from dycoke_edge.runtime.gpu.weights import Layer, Weights
 from dycoke_edge.runtime.kv import KVBuffer
-
-ATTEND_BLOCK = 128  # of kernels/attend_rows.cu
-QUERIES = {"f16": 64, "f32": 4}  # that a block takes there
 
 
 class Prefill:
@@ -75,13 +73,13 @@ class Prefill:
         cached = kv.deep if index >= self.spec.split_layer else kv.shallow
         assert rows.start in (cached.stop, cached.start - (rows.stop - rows.start)), "one slice holds them all"
         seen = slice(min(cached.start, rows.start), max(cached.stop, rows.stop))
-        new_at = 0 if part.count == 1 else rows.start - seen.start  # one token sees everything
+        left = part.count if part.count > 1 and rows.start < cached.start else 0  # one token sees everything
         keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
-        sizes = self.width, part.count, seen.stop - seen.start, new_at, self.heads, self.groups
-        grid = -(-part.count // QUERIES[self._suffix]), self.heads, 1
+        sizes = self.width, part.count, seen.stop - seen.start, left, self.heads, self.groups
+        grid = self.heads, -(-part.count // queries(self.dtype, self.dim)), 1
         arrays = part.qkv, keys, values, part.context
         name = f"attend_rows_{self._suffix}_{self.dim}"
-        self.device.kernel(name, grid, ATTEND_BLOCK, *arrays, *map(c_int32, sizes))()
+        self.device.kernel(name, grid, FLASH_BLOCK, *arrays, *map(c_int32, sizes))()
 
     def _finish(self, layer: Layer, part: _Part) -> None:
         """What comes after attention: out, norm, MLP, both added to `hidden`."""

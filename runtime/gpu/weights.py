@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from ctypes import c_int32, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.contract import Placed, WeightTable
-from dycoke_edge.errors import BundleError, EngineError
+from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
-from dycoke_edge.runtime.gpu.kernels import suffix
+from dycoke_edge.runtime.gpu.stored import Stored
 
 HEAD_DIMS = (32, 64, 128)  # that kernels/attend.cu is compiled for
 MOST_GROUP = 8  # query heads a KV head, likewise
-STAGE_BYTES = 64 << 20  # of a matrix that are turned at a time
-TILE = 32  # of kernels/rows.cu
 
 
 @dataclass(frozen=True)
@@ -37,18 +34,17 @@ class Weights:
     kernels do not cover."""
 
     def __init__(self, device: Device, bundle: Bundle) -> None:
-        self.device, self.spec, self._folder = device, bundle.model, bundle.path / "onnx"
+        self.device, self.spec = device, bundle.model
         table = bundle.weight_table()
         self.rms_eps = table.rms_eps
         self.intermediate = table.weights["layers.0.mlp.down_proj.weight"].shape[0]
         self._check()
-        self._stage: DeviceArray | None = None
-        self.layers = [self._layer(table, i) for i in range(self.spec.num_layers)]
-        self.norm = self._vector(table.weights["norm.weight"])
+        stored = Stored(device, bundle)
+        self.layers = [self._layer(stored, table, i) for i in range(self.spec.num_layers)]
+        self.norm = stored.vector(table.weights["norm.weight"])
         self.embed = DeviceArray.of(device, bundle.embed_tokens())  # [V+1, E]
         vocab = self.spec.vocab_size
-        self.head = self.embed[:vocab] if table.tied else self._matrix(table.weights["lm_head"])  # [V, E]
-        self._stage = None
+        self.head = self.embed[:vocab] if table.tied else stored.matrix(table.weights["lm_head"])  # [V, E]
 
     @property
     def nbytes(self) -> int:
@@ -68,48 +64,16 @@ class Weights:
         if wrong:
             raise EngineError(f"the CUDA kernels are not made for {', '.join(wrong)}; use --decoder graphs")
 
-    def _layer(self, table: WeightTable, index: int) -> Layer:
+    def _layer(self, stored: Stored, table: WeightTable, index: int) -> Layer:
         def at(name: str) -> Placed:
             return table.weights[f"layers.{index}.{name}"]
 
         return Layer(
-            self._vector(at("input_layernorm.weight")),
-            self._matrix(at("self_attn.qkv.weight")),
-            self._vector(at("self_attn.qkv.bias")),
-            self._matrix(at("self_attn.o_proj.weight")),
-            self._vector(at("post_attention_layernorm.weight")),
-            self._matrix(at("mlp.gate_up.weight")),
-            self._matrix(at("mlp.down_proj.weight")),
+            stored.vector(at("input_layernorm.weight")),
+            stored.matrix(at("self_attn.qkv.weight")),
+            stored.vector(at("self_attn.qkv.bias")),
+            stored.matrix(at("self_attn.o_proj.weight")),
+            stored.vector(at("post_attention_layernorm.weight")),
+            stored.matrix(at("mlp.gate_up.weight")),
+            stored.matrix(at("mlp.down_proj.weight")),
         )
-
-    def _read(self, placed: Placed) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
-        file = self._folder / placed.file
-        try:
-            return np.memmap(file, self.spec.numpy_dtype, "r", placed.offset, placed.shape)
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{file} does not hold what its weight table says ({error}); export again") from None
-
-    def _vector(self, placed: Placed) -> DeviceArray:
-        return DeviceArray.of(self.device, np.asarray(self._read(placed)))
-
-    def _matrix(self, placed: Placed) -> DeviceArray:
-        """[in, out] on disk, turned on the GPU piece by piece."""
-        source = self._read(placed)
-        inputs, outputs = source.shape
-        turned = DeviceArray.empty(self.device, (outputs, inputs), self.spec.numpy_dtype)
-        most = max(1, STAGE_BYTES // source[0].nbytes)
-        for start in range(0, inputs, most):
-            part = np.asarray(source[start : start + most])
-            stage = self._staged(part)
-            grid = (-(-outputs // TILE), -(-len(part) // TILE), 1)
-            to = turned.address + start * turned.dtype.itemsize
-            sizes = c_int32(len(part)), c_int32(outputs), c_int32(inputs)
-            kernel = f"transpose_{suffix(turned.dtype)}"
-            self.device.kernel(kernel, grid, 8 * TILE, stage, c_void_p(to), *sizes)()
-        return turned
-
-    def _staged(self, part: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> DeviceArray:
-        if self._stage is None or self._stage.nbytes < part.nbytes:
-            self._stage = DeviceArray.empty(self.device, (max(part.nbytes, STAGE_BYTES),), np.uint8)
-        self.device.upload(self._stage.address, part)
-        return self._stage

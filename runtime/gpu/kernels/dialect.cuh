@@ -1,5 +1,5 @@
 // What kernel sources may use, besides threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __shared__ (static),
-// __threadfence, atomicAdd (int, unsigned), expf, rsqrtf, sqrtf, fmaxf, fminf, fabsf, __float_as_uint. One source
+// __threadfence, atomicAdd (int, unsigned), expf, erff, tanhf, rsqrtf, sqrtf, fmaxf, fminf, fabsf, __float_as_uint. One source
 // compiles with NVRTC and nvcc for GPUs and, in tests, with g++ for the CPU (tests/cuda_on_cpu/cuda_on_cpu.h has the
 // same words).
 //

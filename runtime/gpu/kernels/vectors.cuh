@@ -7,6 +7,22 @@ DEVICE void load16(const T* from, float (&to)[Pack<T>::count]) {
   unpack(*reinterpret_cast<const Vec16*>(from), to);
 }
 
+DEVICE void pack(const float (&from)[4], Vec16& to) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) to.word[i] = __float_as_uint(from[i]);
+}
+DEVICE void pack(const float (&from)[8], Vec16& to) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) to.word[i] = pack_halves(from[2 * i], from[2 * i + 1]);
+}
+
+template <class T>
+DEVICE void store16(T* to, const float (&from)[Pack<T>::count]) {
+  Vec16 packed;
+  pack(from, packed);
+  *reinterpret_cast<Vec16*>(to) = packed;
+}
+
 constexpr int BEGUN = 4;  // 16-byte loads a lane and row that are on their way before anything else is done
 
 // The beginning of `Count` rows of weights [n], for a warp.

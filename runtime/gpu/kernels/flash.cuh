@@ -1,0 +1,226 @@
+// Attention of many tokens over many rows, without scores in memory (flash attention, arXiv 2205.14135): a block takes
+// queries of one head and goes through the rows KEYS at a time. In fp16 on tensor cores; fp32, which is there to be
+// compared with, in plain sums.
+#pragma once
+#include "state.cuh"
+#include "vectors.cuh"
+
+constexpr int ROW_WARPS = 4;
+constexpr float LOG2E = 1.44269504f;
+
+// One head. Where the columns end in the tokens' own rows: the first `left` tokens are the first columns, the others the
+// last, and nobody sees a newer one.
+template <class T>
+struct Attention {
+  const T* queries;  // [tokens, D]
+  const T* keys;     // [columns, D]
+  const T* values;
+  T* context;                             // [tokens, D]
+  int query_row, key_row, context_row;  // elements from one row to the next
+  int tokens, columns, left;
+  int dim;      // D, a multiple of 8; up to what the kernel is made for
+  float scale;  // of scores
+};
+
+// Columns that a token sees: those before `before`, and those from `from` to `end`.
+struct Seen {
+  int before, from, end;
+
+  DEVICE bool has(int column) const { return (column < before) | ((column >= from) & (column < end)); }
+};
+
+template <bool Causal, class T>
+DEVICE Seen seen_by(const Attention<T>& a, int token) {
+  Seen all = {a.columns, a.columns, a.columns};
+  if (!Causal) return all;
+  int right = a.columns - a.tokens + min(max(token + 1, a.left), a.tokens);
+  Seen some = {min(token + 1, a.left), a.left, right};
+  return some;
+}
+
+// Tokens that a block of the fp16 kernel takes: 16 a warp and tile. Two tiles halve what is read of shared memory for a
+// product; head sizes above 80 lack the registers.
+template <int D>
+struct Shape {
+  static constexpr int tiles = D > 80 ? 1 : 2, queries = 16 * tiles * ROW_WARPS;
+  static constexpr int keys = D > 80 ? 32 : 64;  // rows of a tile: four tiles must fit 48 KiB
+  static constexpr int wide = (D + 15) / 16 * 16;  // halves of a row: products take 16 at a time
+  static constexpr int stride = wide + 8;          // from row to row of a tile: 8 more, for the banks
+};
+
+// Rows of a head size that does not fill them end in zeros, which are written once.
+template <int D>
+DEVICE void clear_ends(half_t* tiles, int rows, int dim) {
+  int words = (Shape<D>::wide - dim) / 2;
+  for (int i = threadIdx.x; i < rows * words; i += 32 * ROW_WARPS)
+    *(unsigned*)(tiles + i / words * Shape<D>::stride + dim + i % words * 2) = 0;
+}
+
+// `block` counts from the first tokens. K and V of the next tile are on their way while one is worked on.
+template <int D, bool Causal>
+DEVICE void attend_halves(const Attention<half_t> a, int block) {
+  constexpr int TILES = Shape<D>::tiles, KEYS = Shape<D>::keys, stride = Shape<D>::stride, steps = Shape<D>::wide / 16, out = D / 8;
+  constexpr int AT_ONCE = 32 * ROW_WARPS / (D / 8);  // rows that the block loads, 16 bytes a thread
+  __shared__ __align__(16) half_t keys[2][KEYS * stride], values[2][KEYS * stride];
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
+  int first = block * Shape<D>::queries, last = min(first + Shape<D>::queries, a.tokens) - 1;
+  int row = first + warp * 16 * TILES + g;
+  int key_at = (lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 * 8, value_at = lane % 16 * stride + lane / 16 * 8;
+  Seen least = seen_by<Causal>(a, first), most_of = seen_by<Causal>(a, last);
+  int load_row = threadIdx.x / (D / 8), load_at = threadIdx.x % (D / 8) * 8;
+  bool loads = load_row < AT_ONCE && load_at < a.dim;
+  auto begin = [&](int stage, int tile) {
+#pragma unroll
+    for (int r = 0; r < KEYS; r += AT_ONCE) {
+      if (!loads || (KEYS % AT_ONCE && r + load_row >= KEYS)) continue;
+      long long from = (long long)min(tile + r + load_row, a.columns - 1) * a.key_row + load_at;
+      copy_begin(keys[stage] + (r + load_row) * stride + load_at, a.keys + from);
+      copy_begin(values[stage] + (r + load_row) * stride + load_at, a.values + from);
+    }
+    copies_close();
+  };
+  begin(0, 0);
+  if (a.dim < Shape<D>::wide) clear_ends<D>(keys[0], 2 * KEYS, a.dim), clear_ends<D>(values[0], 2 * KEYS, a.dim);
+  unsigned query[TILES][steps][4];
+#pragma unroll
+  for (int t = 0; t < TILES; t++)
+#pragma unroll
+    for (int s = 0; s < steps; s++)
+#pragma unroll
+      for (int part = 0; part < 4; part++) {
+        int token = row + t * 16 + part % 2 * 8, at = s * 16 + part / 2 * 8 + 2 * c;
+        bool there = s * 16 + part / 2 * 8 < D && token < a.tokens && at < a.dim;
+        query[t][s][part] = there ? *(const unsigned*)(a.queries + (long long)token * a.query_row + at) : 0;
+      }
+  float sum[TILES][out][4], most[TILES][2], total[TILES][2], scale = a.scale * LOG2E;
+#pragma unroll
+  for (int t = 0; t < TILES; t++) {
+    most[t][0] = most[t][1] = -INFINITY, total[t][0] = total[t][1] = 0.0f;
+#pragma unroll
+    for (int n = 0; n < out; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) sum[t][n][i] = 0.0f;
+  }
+  for (int tile = 0, stage = 0, next; tile < most_of.end; tile = next, stage ^= 1) {
+    next = tile + KEYS;
+    if (next >= most_of.before && next + KEYS <= most_of.from) next = most_of.from / KEYS * KEYS;
+    copies_wait<0>();
+    __syncthreads();  // the tile is there, and nobody reads the other one any more
+    if (next < most_of.end) begin(stage ^ 1, next);
+    float score[TILES][KEYS / 8][4];
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) score[t][n][i] = 0.0f;
+#pragma unroll
+    for (int s = 0; s < steps; s++)
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n += 2) {
+        unsigned key[4];
+        load_matrices<false>(key, keys[stage], n * 8 * stride + s * 16 + key_at);
+        unsigned left[2] = {key[0], key[1]}, right[2] = {key[2], key[3]};
+#pragma unroll
+        for (int t = 0; t < TILES; t++) mma(score[t][n], query[t][s], left), mma(score[t][n + 1], query[t][s], right);
+      }
+    bool all_see = tile + KEYS <= least.before || (tile >= least.from && tile + KEYS <= least.end);
+    if (!all_see) {
+#pragma unroll
+      for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          Seen own = seen_by<Causal>(a, row + t * 16 + half * 8);
+#pragma unroll
+          for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+              if (!own.has(tile + n * 8 + 2 * c + i)) score[t][n][2 * half + i] = -INFINITY;
+        }
+    }
+    unsigned weight[TILES][KEYS / 16][4];
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float best = most[t][half];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) best = fmaxf(best, fmaxf(score[t][n][2 * half], score[t][n][2 * half + 1]));
+        best = fmaxf(best, warp_shuffle_xor(best, 1));
+        best = fmaxf(best, warp_shuffle_xor(best, 2));  // finite: every token sees the first tile's first column
+        float factor = exp2_near((most[t][half] - best) * scale), from = best * scale;
+        most[t][half] = best, total[t][half] *= factor;
+#pragma unroll
+        for (int n = 0; n < out; n++) sum[t][n][2 * half] *= factor, sum[t][n][2 * half + 1] *= factor;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) {
+          float one = exp2_near(score[t][n][2 * half] * scale - from);
+          float two = exp2_near(score[t][n][2 * half + 1] * scale - from);
+          total[t][half] += one + two, weight[t][n / 2][n % 2 * 2 + half] = pack_halves(one, two);
+        }
+      }
+#pragma unroll
+    for (int s = 0; s < KEYS / 16; s++) {
+#pragma unroll
+      for (int n = 0; n < out; n += 2) {
+        unsigned value[4];
+        load_matrices<true>(value, values[stage], s * 16 * stride + n * 8 + value_at);
+        unsigned left[2] = {value[0], value[1]}, right[2] = {value[2], value[3]};
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+          mma(sum[t][n], weight[t][s], left);
+          if (n + 1 < out) mma(sum[t][n + 1], weight[t][s], right);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < TILES; t++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float whole = total[t][half];
+      whole += warp_shuffle_xor(whole, 1);
+      whole += warp_shuffle_xor(whole, 2);
+      int token = row + t * 16 + half * 8;
+      if (token >= a.tokens) continue;
+      half_t* to = a.context + (long long)token * a.context_row + 2 * c;
+#pragma unroll
+      for (int n = 0; n < out; n++)
+        if (n * 8 < a.dim)
+          *(unsigned*)(to + n * 8) = pack_halves(sum[t][n][2 * half] / whole, sum[t][n][2 * half + 1] / whole);
+    }
+}
+
+// A warp a token: lanes are 32 rows while scores are made, and columns of D while they are summed up.
+template <int D, bool Causal>
+DEVICE void attend_floats(const Attention<float> a, int block) {
+  constexpr int parts = (D + 31) / 32;
+  __shared__ float query[ROW_WARPS][D], weight[ROW_WARPS][32];
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, token = block * ROW_WARPS + warp;
+  if (token >= a.tokens) return;
+  Seen own_columns = seen_by<Causal>(a, token);
+  for (int d = lane; d < a.dim; d += 32) query[warp][d] = a.queries[(long long)token * a.query_row + d] * a.scale;
+  warp_sync();
+  float sum[parts] = {}, most = -INFINITY, total = 0.0f;
+  for (int tile = 0; tile < a.columns; tile += 32) {
+    int column = tile + lane;
+    bool seen = own_columns.has(column);
+    float score = seen ? 0.0f : -INFINITY;
+    const float* key = a.keys + (long long)column * a.key_row;
+    if (seen)
+      for (int d = 0; d < a.dim; d++) score += query[warp][d] * key[d];
+    float best = fmaxf(most, warp_max(score)), factor = expf(most - best), own = expf(score - best);
+    most = best, total = total * factor + warp_sum(own);
+    weight[warp][lane] = own;
+    warp_sync();
+    for (int i = 0; i < parts; i++) {
+      sum[i] *= factor;
+      if (i * 32 + lane < a.dim)
+        for (int r = 0; r < min(32, a.columns - tile); r++)
+          sum[i] += weight[warp][r] * a.values[(long long)(tile + r) * a.key_row + i * 32 + lane];
+    }
+    warp_sync();
+  }
+  for (int i = 0; i < parts; i++)
+    if (i * 32 + lane < a.dim) a.context[(long long)token * a.context_row + i * 32 + lane] = sum[i] / total;
+}
