@@ -148,12 +148,29 @@ class EmulatedDevice:
 
         return lambda: self._launch(run)
 
-    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float = 0.0) -> None:
+    def product(
+        self,
+        x: DeviceArray,
+        matrix: DeviceArray,
+        out: DeviceArray,
+        beta: float = 0.0,
+        bias: DeviceArray | None = None,
+        gelu: bool = False,
+    ) -> None:
         left, right, target = map(self._matrix, (x, matrix, out))
+        added = None if bias is None else self._matrix(bias)
+        assert added is not None or not gelu
 
         def run() -> None:
             found = left.astype(np.float32) @ right.astype(np.float32).T
-            target[...] = found + np.float32(beta) * target if beta else found
+            if beta:
+                found += np.float32(beta) * target
+            if added is not None:
+                assert (added.dtype, added.shape) == (target.dtype, target.shape[1:])
+                found += added
+            if gelu:
+                found = found / 2 * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (found + 0.044715 * found**3)))
+            target[...] = found
 
         self._do(run)
 

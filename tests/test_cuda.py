@@ -37,7 +37,7 @@ def bindings_major() -> int:
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with libcuda.so.1 and libcublas.so.N."""
+    """A folder with libcuda.so.1 and libcublasLt.so.N."""
     compiled.require_compiler()
     folder, major = tmp_path_factory.mktemp("libraries"), bindings_major()
     compiled.compile_driver(folder, major)
@@ -85,10 +85,10 @@ def test_cublas_that_is_not_there(libraries: Path, tmp_path: Path) -> None:
     (tmp_path / "libcuda.so.1").symlink_to(libraries / "libcuda.so.1")
     code = """
 from dycoke_edge.errors import EngineError
-from dycoke_edge.runtime.gpu import cublas
+from dycoke_edge.runtime.gpu import cublaslt
 from dycoke_edge.runtime.gpu.cuda import CudaDevice
 from dycoke_edge.runtime.gpu.device import DeviceArray
-cublas.in_packages = lambda name: []
+cublaslt.in_packages = lambda name: []
 try:
     device = CudaDevice()
     device.product(*(DeviceArray.empty(device, (1, 1), "f4") for _ in range(3)))
@@ -97,7 +97,7 @@ except EngineError as error:
 """
     printed = run(tmp_path, "-c", code)
     assert printed.startswith(
-        f"cuBLAS is not installed (no libcublas.so.{bindings_major()}): pip install nvidia-cublas"
+        f"cuBLAS is not installed (no libcublasLt.so.{bindings_major()}): pip install nvidia-cublas"
     )
 
 

@@ -262,6 +262,32 @@ def test_product(device: Device, dtypes: tuple[str, str], beta: float) -> None:
     assert np.abs(on[2].numpy() - expected).max() < (3e-5 if out_kind == np.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("kind", ["f4", "f2"])
+def test_what_follows_a_product(device: Device, kind: str, gelu: bool, beta: float) -> None:
+    x, matrix = (random(40, 64, seed=6) / 8).astype(kind), random(48, 64, seed=16).astype(kind)
+    before = random(40, 48, seed=26).astype(kind)
+    given, of, out = (DeviceArray.of(device, array) for array in (x, matrix, before))
+    for seed in (7, 8):  # the second time with another bias and the same plan
+        bias = random(48, seed=seed).astype(kind)
+        out[...] = before
+        device.product(given, of, out, beta, DeviceArray.of(device, bias), gelu)
+        wide = x.astype(np.float64) @ matrix.astype(np.float64).T + bias + beta * before.astype(np.float64)
+        near = wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
+        close = 2e-5 if kind == "f4" else 5e-3  # GELU itself is 5e-4 from its form with tanh
+        assert np.abs(out.numpy() - (near if gelu else wide)).max() < close
+
+
+def test_products_of_rows_that_begin_anywhere(device: Device) -> None:
+    x, matrix = random(9, 8, seed=9).astype("f2"), random(16, 8, seed=10).astype("f2")
+    given, of = DeviceArray.of(device, x), DeviceArray.of(device, matrix)
+    out = DeviceArray.empty(device, (9, 16), np.float16)
+    for row in range(9):
+        device.product(given[row : row + 1], of, out[row : row + 1])
+    assert np.abs(out.numpy() - x.astype(np.float32) @ matrix.astype(np.float32).T).max() < 1e-2
+
+
 def test_a_product_is_not_tf32_and_does_not_read_out(device: Device) -> None:
     x, matrix = random(64, 512, seed=4), random(128, 512, seed=5)
     on = [DeviceArray.of(device, array) for array in (x, matrix, np.full((64, 128), np.nan, np.float32))]

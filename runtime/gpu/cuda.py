@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.context import Context
-from dycoke_edge.runtime.gpu.cublas import WORKSPACE, CuBlas, find_library
+from dycoke_edge.runtime.gpu.cublaslt import WORKSPACE, CuBlasLt, find_library
 from dycoke_edge.runtime.gpu.device import Argument, DeviceArray, out_of_memory
 from dycoke_edge.runtime.gpu.driver import Driver
 from dycoke_edge.runtime.gpu.spare import Spare
@@ -48,7 +48,7 @@ class CudaDevice:
         self._ptx = ptx
         self._module: Any = None
         self._functions: dict[str, Any] = {}
-        self._cublas: CuBlas | None = None
+        self._cublas: CuBlasLt | None = None
         self._recording = False
         self._describe(index)
 
@@ -173,13 +173,21 @@ class CudaDevice:
         blocks = grid if isinstance(grid, tuple) else (grid, 1, 1)
         return CudaLaunch(self._context, self._function(name), (*blocks, block, 1, 1, shared, self._stream), args)
 
-    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float = 0.0) -> None:
+    def product(
+        self,
+        x: DeviceArray,
+        matrix: DeviceArray,
+        out: DeviceArray,
+        beta: float = 0.0,
+        bias: DeviceArray | None = None,
+        gelu: bool = False,
+    ) -> None:
         """As in Device. The first one takes 32 MiB of workspace, and so must come before capture."""
         self._context.enter()
         if self._cublas is None:
-            self._cublas = CuBlas(find_library(self._driver.version), self.stream, self.alloc(WORKSPACE))
+            self._cublas = CuBlasLt(find_library(self._driver.version), self.stream, self.alloc(WORKSPACE))
         try:
-            self._cublas.product(x, matrix, out, beta)
+            self._cublas.product(x, matrix, out, beta, bias, gelu)
         except EngineError:
             self.synchronize()  # cuBLAS does not say that the context is lost: if it is, that is the error
             raise

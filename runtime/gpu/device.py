@@ -117,9 +117,18 @@ class Device(Protocol):
     ) -> Launch:
         """A kernel of kernels.ptx, ready to launch. `shared` is bytes of dynamic shared memory."""
 
-    def product(self, x: DeviceArray, matrix: DeviceArray, out: DeviceArray, beta: float = 0.0) -> None:
-        """out [m, n] = x [m, k] matrix [n, k]^T + beta out. fp16 to fp16 or fp32, or fp32 to fp32; sums are fp32, never
-        TF32. With beta = 0 out is not read."""
+    def product(
+        self,
+        x: DeviceArray,
+        matrix: DeviceArray,
+        out: DeviceArray,
+        beta: float = 0.0,
+        bias: DeviceArray | None = None,
+        gelu: bool = False,
+    ) -> None:
+        """out [m, n] = x [m, k] matrix [n, k]^T + beta out + bias [n]. fp16 to fp16 or fp32, or fp32 to fp32; sums are
+        fp32, never TF32. With beta = 0 out is not read. A bias is of out's type; with one, `gelu` applies GELU in its
+        form with tanh to the sum."""
 
     def capture(self) -> AbstractContextManager[CudaGraph]:
         """Record, in the `with` block, what is launched, copied and zeroed, without doing it; then launch() does it.

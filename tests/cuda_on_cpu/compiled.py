@@ -69,12 +69,12 @@ def compile_kernels(sources: Sequence[Path], folder: Path) -> ctypes.CDLL:
 
 
 def compile_driver(folder: Path, cuda: int) -> None:
-    """libcuda.so.1 and libcublas.so.N of CUDA N (its major version), with the CPU for a GPU."""
-    driver, blas = folder / "libcuda.so.1", folder / f"libcublas.so.{cuda}"
+    """libcuda.so.1 and libcublasLt.so.N of CUDA N (its major version), with the CPU for a GPU."""
+    driver, blas = folder / "libcuda.so.1", folder / f"libcublasLt.so.{cuda}"
     options = ("-std=c++20", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", f"-I{HERE}")
     version = f"-DDRIVER_VERSION={cuda}020"
     _run("g++", *options, version, "-Wl,-soname,libcuda.so.1", HERE / "libcuda.cpp", "-o", driver, "-ldl")
-    _run("g++", *options, f"-Wl,-soname,{blas.name}", HERE / "libcublas.cpp", driver, "-o", blas)
+    _run("g++", *options, f"-Wl,-soname,{blas.name}", HERE / "libcublaslt.cpp", driver, "-o", blas)
 
 
 def _wrapper(sources: Sequence[Path], names: Sequence[str]) -> str:
