@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--contestant", nargs="+", default=list(SIDES), help="ours take @PROVIDER or @PROVIDER/DECODER")
+    parser.add_argument("--contestant", nargs="+", default=list(SIDES), help="ours take @PROVIDER,OPTION=VALUE,...")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--checkpoint", type=Path, help="Hugging Face directory (default: made under --build)")
     parser.add_argument("--bundle", type=Path, help="its bundle (default: exported under --build)")

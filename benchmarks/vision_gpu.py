@@ -1,4 +1,4 @@
-"""The vision tower on a GPU: the bundle's graphs under ONNX Runtime and transformers with SDPA, alternating in one run.
+"""The vision tower on a GPU: own kernels, the bundle's graphs under ONNX Runtime and transformers with SDPA, in turns.
 
     python -m benchmarks.vision_gpu --checkpoint DIR --bundle DIR --export-json benchmarks/results/vision_gpu.json
     python -m benchmarks.vision_gpu --provider cpu --tiny       # a dry run
@@ -31,13 +31,14 @@ from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.engine import Engine, OrtCpuEngine
 from dycoke_edge.runtime.gpu.device import Device
+from dycoke_edge.runtime.gpu.engine import KernelEngine
 from dycoke_edge.runtime.ort_cuda import OrtCudaEngine, check_onnxruntime, open_device
 from dycoke_edge.runtime.synthetic import moving_patch
 from dycoke_edge.runtime.video import to_pixels
 
 Array = NDArray[Any]
 BATCHES = (1, 4, 8, 16, 32)
-TORCH, OURS = "transformers SDPA", "vision_cuda"
+TORCH, OURS, KERNELS = "transformers SDPA", "vision_cuda", "own kernels"
 # name -> the form of the graph, and options of the provider. sdpa_kernel: 1 flash, 2 memory-efficient, 8 cuDNN
 SESSIONS: dict[str, tuple[Provider, dict[str, str]]] = {
     "portable": ("cpu", {}),
@@ -156,11 +157,12 @@ def contestants(args: argparse.Namespace, checkpoint: Path, bundle: Bundle) -> d
     if args.provider == "cuda":
         check_onnxruntime()
         device = open_device()
-        engines: dict[str, Engine] = {name: OnGpu(bundle, device, *said) for name, said in SESSIONS.items()}
+        engines: dict[str, Engine] = {KERNELS: KernelEngine(bundle, EngineSpec("cuda"), device)}
+        engines |= {name: OnGpu(bundle, device, *said) for name, said in SESSIONS.items()}
     else:
         engines = {name: OnCpu(bundle, form) for name, (form, options) in SESSIONS.items() if not options}
     found |= {name: Graph(engine, bundle, pixels) for name, engine in engines.items()}
-    return found | {"encode": Frames(engines[OURS], bundle, frames)}
+    return found | {"encode": Frames(engines.get(KERNELS, engines[OURS]), bundle, frames)}
 
 
 def measure(sides: dict[str, Contestant], batches: list[int], rounds: int) -> dict[str, dict[int, float]]:

@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from dycoke_edge import contract
 from dycoke_edge.config import Provider
-from dycoke_edge.contract import ModelSpec, WeightTable
+from dycoke_edge.contract import ModelSpec, VisionTable, WeightTable
 from dycoke_edge.errors import BundleError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST = "dycoke_edge.json"
 EMBED = "onnx/embed_tokens.npy"
 WEIGHTS = "onnx/decoder_weights.json"
+VISION_WEIGHTS = "onnx/vision_weights.json"
 
 
 class FileEntry(BaseModel):
@@ -102,6 +103,20 @@ class Bundle:
             raise BundleError(f"{self.path} has no {WEIGHTS}, which a GPU's kernels need; export again")
         try:
             return WeightTable.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
+
+    def vision_table(self) -> VisionTable:
+        """Where the vision encoder's weights lie; BundleError if the bundle does not say, as those of 0.1 and those of
+        other towers than SigLIP do not."""
+        file = self.path / VISION_WEIGHTS
+        if VISION_WEIGHTS not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} has no {VISION_WEIGHTS}, which a GPU's kernels need; use --vision graph, or export again "
+                "if an older version made it"
+            )
+        try:
+            return VisionTable.model_validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
             raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
 

@@ -17,6 +17,7 @@ Positions = Literal["reassign", "keep"]
 DType = Literal["fp32", "fp16"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Decoding = Literal["captured", "launched", "graphs"]
+Seeing = Literal["kernels", "graph"]
 SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so that its scratch memory stays bounded
 
 
@@ -131,6 +132,12 @@ class EngineSpec(Options):
         "bundle's decoder graphs; the CPU has only graphs (default captured on a GPU)",
         choices=("captured", "launched", "graphs"),
     )
+    vision: Seeing | None = option(
+        None,
+        "what encodes frames with --provider cuda: own kernels, or the bundle's vision graph on onnxruntime-gpu; other "
+        "providers have only the graph (default kernels with --provider cuda)",
+        choices=("kernels", "graph"),
+    )
     threads: int = option(0, "CPU threads; 0 is one a physical core", 0, 1024)
     kv_capacity: int = option(8192, "rows (tokens) of the KV buffer", 2, 2**24)
     prefill_chunk: int | None = option(
@@ -148,6 +155,11 @@ class EngineSpec(Options):
                 f"decoder={self.decoder!r} (--decoder) needs a GPU; use --provider cuda with it, or --decoder graphs"
             )
 
+        if self.vision == "kernels" and self.provider != "cuda":
+            raise UsageError(
+                f"vision='kernels' (--vision) needs --provider cuda, not {self.provider}; use --vision graph"
+            )
+
     @property
     def on_gpu(self) -> bool:
         """Graphs run on a GPU."""
@@ -163,6 +175,11 @@ class EngineSpec(Options):
     def decoding(self) -> Decoding:
         """`decoder`, or what it is where none was asked for."""
         return self.decoder or ("captured" if self.on_gpu else "graphs")
+
+    @property
+    def seeing(self) -> Seeing:
+        """`vision`, or what it is where none was asked for."""
+        return self.vision or ("kernels" if self.provider == "cuda" else "graph")
 
     @property
     def tokens_at_a_time(self) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
 from dycoke_edge.config import DType, Provider
 from dycoke_edge.dycoke import kept_per_frame
@@ -85,6 +85,30 @@ class WeightTable(BaseModel):
 
     rms_eps: float
     tied: bool  # lm_head is the embedding table
+    weights: dict[str, Placed]
+
+
+class VisionTable(BaseModel):
+    """`vision_weights.json`: the vision encoder for an engine that brings kernels of its own: SigLIP's tower of width E
+    up to the layer whose output is used, LLaVA-OneVision's projector to the decoder's width W.
+
+    patch.weight [E, 3 P P] by colour, row and column; patch.offset [side^2, E], positions and the kernel's bias;
+    layers.<i>.norm1.weight [E] and .bias, q, k, v and out.weight [E, E] and .bias [E], norm2.weight and .bias,
+    fc1.weight [E, mlp] and .bias, fc2.weight [mlp, E] and .bias; projector.1.weight [E, W] and .bias,
+    projector.2.weight [W, W] and .bias. Matrices but the first are [in, out].
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    heads: PositiveInt
+    head_dim: PositiveInt
+    width: PositiveInt
+    mlp: PositiveInt
+    layers: NonNegativeInt
+    patch: PositiveInt
+    side: PositiveInt  # patches along an edge of a frame
+    epsilon: float  # of layer norms
+    projector_act: Literal["gelu", "gelu_pytorch_tanh"]
     weights: dict[str, Placed]
 
 

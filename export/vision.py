@@ -20,12 +20,14 @@ from transformers import AutoModel
 from transformers.activations import ACT2FN
 
 from dycoke_edge import contract
+from dycoke_edge.bundle import VISION_WEIGHTS
 from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.dycoke import kept_per_frame
 from dycoke_edge.export.checkpoint import TORCH_DTYPE, Checkpoint
 from dycoke_edge.export.forms import write_cuda, write_tensorrt
 from dycoke_edge.export.graph import align, finish
+from dycoke_edge.export.tower import table_of
 
 
 class VisionEncoder(nn.Module):
@@ -130,7 +132,7 @@ class Merge(nn.Module):
 
 
 def write_vision(folder: Path, encoder: VisionEncoder, spec: ModelSpec) -> None:
-    """Trace the encoder into vision.onnx, and write the forms of it that GPU engines run."""
+    """Trace the encoder into vision.onnx, and write the forms of it that GPU engines run and where its weights are."""
     shape = NormalizedVisionConfig(encoder.config.vision_config)
     dummy = DummyVisionInputGenerator("image-text-to-text", shape, batch_size=2)
     pixels = dummy.generate("pixel_values", framework="pt", float_dtype=spec.dtype)
@@ -138,6 +140,9 @@ def write_vision(folder: Path, encoder: VisionEncoder, spec: ModelSpec) -> None:
     vision = folder / "vision.onnx"
     write_cuda(vision, folder / f"{contract.FORMS['vision', 'cuda']}.onnx", encoder.depth)
     write_tensorrt(vision, folder / f"{contract.FORMS['vision', 'tensorrt']}.onnx", encoder.depth)
+    table = table_of(folder, encoder, spec)
+    if table is not None:
+        (folder.parent / VISION_WEIGHTS).write_text(table.model_dump_json() + "\n")
 
 
 def write_merge(folder: Path, spec: ModelSpec, merge_ratio: float) -> None:

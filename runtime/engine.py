@@ -114,7 +114,7 @@ class OrtCpuEngine:
 def open_engine(bundle: Bundle, spec: EngineSpec) -> Engine:
     """The engine asked for, or an error that says what is missing: never another one."""
     if spec.provider == "cuda":
-        from dycoke_edge.runtime.ort_cuda import open_cuda
+        from dycoke_edge.runtime.gpu.engine import open_cuda
 
         return open_cuda(bundle, spec)
     if spec.provider == "tensorrt":

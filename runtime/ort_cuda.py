@@ -34,7 +34,7 @@ CUDA = "CUDAExecutionProvider"
 WITH_SHAPES = ("decoder_shallow", "decoder_deep")  # they slice by the number of cached rows, which the CPU computes
 OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "CUBLAS_STATUS_ALLOC_FAILED")
 DRIVER = "libcuda.so.1"
-INSTALL = "pip uninstall onnxruntime, then pip install 'dycoke-edge[gpu]'"
+INSTALL = "pip uninstall onnxruntime, then pip install 'dycoke-edge[gpu-graphs]'"
 
 
 class OrtCudaEngine(OrtCpuEngine):
@@ -123,12 +123,6 @@ class OrtCudaEngine(OrtCpuEngine):
             )
         self.device.synchronize()  # says so if the GPU is lost
         return EngineError(f"onnxruntime failed in {graph}, could not {doing}: {text}")
-
-
-def open_cuda(bundle: Bundle, spec: EngineSpec) -> OrtCudaEngine:
-    """The engine, or an EngineError that says what this machine lacks."""
-    check_onnxruntime()
-    return OrtCudaEngine(bundle, spec, open_device())
 
 
 def open_device() -> Device:

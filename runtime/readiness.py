@@ -13,12 +13,14 @@ from dycoke_edge.runtime.trt import versions
 def gpu_facts() -> dict[str, Any]:
     """The GPU, and for each provider whether it can run here and all that it lacks. Nothing stays open."""
     name, no_gpu = _gpu()
-    no_cuda = [*no_gpu, *_lacks(ort_cuda.check_onnxruntime)]
+    no_graphs = [*no_gpu, *_lacks(ort_cuda.check_onnxruntime)]
     no_tensorrt = [*no_gpu, *_lacks(versions.load)]
     return {
         "gpu": name,
-        "can_run_cuda": not no_cuda,
-        "why_not_cuda": "; ".join(no_cuda) or None,
+        "can_run_cuda": not no_gpu,
+        "why_not_cuda": "; ".join(no_gpu) or None,
+        "can_run_cuda_graphs": not no_graphs,  # --vision graph, --decoder graphs
+        "why_not_cuda_graphs": "; ".join(no_graphs) or None,
         "can_run_tensorrt": not no_tensorrt,
         "why_not_tensorrt": "; ".join(no_tensorrt) or None,
     }

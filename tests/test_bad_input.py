@@ -471,11 +471,17 @@ BROKEN_CHECKPOINTS: dict[str, tuple[int, tuple[Argument, ...], Damage, tuple[str
 }
 
 
+VISION = (
+    *("vision.onnx", "vision.onnx.data", "vision_cuda.onnx", "vision_trt.onnx"),
+    *("vision_weights.json", "vision_vectors.bin"),
+)
+
+
 def copied_vision(bundle: Path) -> Callable[..., None]:
     """Instead of tracing the vision encoder, which takes seconds, takes it from a bundle."""
 
     def write(folder: Path, *arguments: object) -> None:
-        for name in ("vision.onnx", "vision.onnx.data", "vision_cuda.onnx", "vision_trt.onnx"):
+        for name in VISION:
             shutil.copyfile(bundle / "onnx" / name, folder / name)
 
     return write

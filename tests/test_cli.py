@@ -189,7 +189,7 @@ def test_inspect_for_people(capsys: Capture, tiny_bundle: Path, tmp_path: Path) 
 
 def test_verify(capsys: Capture, tiny_bundle: Path, tmp_path: Path) -> None:
     found = json.loads(here(capsys, "verify", tiny_bundle).out)
-    assert found["ok"] and found["files"] == 19 and len(found["tokens"]) == 4
+    assert found["ok"] and found["files"] == 21 and len(found["tokens"]) == 4
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
     for name in ("onnx/decoder_deep.onnx.data", "chat_template.jinja"):
@@ -224,7 +224,7 @@ def test_export_then_run(capsys: Capture, tiny_checkpoint: Path, tmp_path: Path)
     options = ("--dtype", "fp16", "--merge-ratio", 0.25, 1, "--split-layer", 2)
     bundle = tmp_path / "new" / "folder" / "bundle"
     outcome = here(capsys, "export", tiny_checkpoint, bundle, *options)
-    assert outcome.code == 0 and json.loads(outcome.out) == {"bundle": str(bundle), "files": 16, "ok": True}
+    assert outcome.code == 0 and json.loads(outcome.out) == {"bundle": str(bundle), "files": 18, "ok": True}
     assert re.search(r"^decoder_deep +logits +max abs \S+ +relative \S+ +argmax 100.00% +ok$", outcome.err, re.M)
     facts = json.loads(here(capsys, "inspect", bundle, "--json", "--merge-ratio", 0.25).out)
     assert (facts["dtype"], facts["split_layer"], facts["merge_ratios"]) == ("fp16", 2, [0.25, 1.0])

@@ -54,8 +54,9 @@ def test_the_released_code_is_our_mode_official(tiny_checkpoint: Path, tiny_bund
 
 
 def test_names_ask_for_engines() -> None:
-    assert side_of("ours-both@cuda/launched") is SIDES["ours-both"]
-    assert engine_of("ours-both@cuda/launched", "cpu") == {"provider": "cuda", "decoder": "launched"}
+    assert side_of("ours-both@cuda,vision=graph") is SIDES["ours-both"]
+    options = {"provider": "cuda", "decoder": "launched", "vision_batch": 16}
+    assert engine_of("ours-both@cuda,decoder=launched,vision_batch=16", "cpu") == options
     assert engine_of("ours-off@tensorrt", "cuda") == {"provider": "tensorrt"}
     assert engine_of("ours-off", "cpu") == {"provider": "cpu"}
 

@@ -289,10 +289,10 @@ def cpu_package() -> None:
 
 @pytest.mark.usefixtures("cpu_package")
 def test_cuda_without_its_package(capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = complaint(capsys, tiny_bundle, "--provider", "cuda")
-    assert "package for the CPU is installed" in said and "pip install 'dycoke-edge[gpu]'" in said
+    said = complaint(capsys, tiny_bundle, "--provider", "cuda", "--vision", "graph")
+    assert "package for the CPU is installed" in said and "pip install 'dycoke-edge[gpu-graphs]'" in said
     monkeypatch.setattr(ort_cuda, "version", lambda name: "1.31.1")
-    said = complaint(capsys, tiny_bundle, "--provider", "cuda")
+    said = complaint(capsys, tiny_bundle, "--provider", "cuda", "--vision", "graph")
     assert "onnxruntime-gpu 1.31.1 is installed, but the package onnxruntime overwrote its files" in said
 
 
@@ -310,7 +310,7 @@ def test_cuda_without_its_libraries(
     capsys: Capture, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu_build(monkeypatch, tmp_path, Path("libcublas.so.99"), Path("libcuda.so.1"))
-    said = complaint(capsys, tiny_bundle, "--provider", "cuda")
+    said = complaint(capsys, tiny_bundle, "--provider", "cuda", "--vision", "graph")
     assert f"onnxruntime-gpu {onnxruntime.__version__} needs libcublas.so.99, not found" in said
     assert "onnxruntime-gpu[cuda,cudnn]" in said
 
@@ -326,7 +326,7 @@ def test_cuda_without_a_gpu(
     assert complaint(capsys, tiny_bundle, "--provider", "cuda") == "the NVIDIA driver finds no GPU"
     facts = json.loads(here(capsys, "doctor", "--json").out)
     assert (facts["gpu"], facts["can_run_cuda"]) == (None, False)
-    assert facts["why_not_cuda"] == "the NVIDIA driver finds no GPU"
+    assert facts["why_not_cuda"] == facts["why_not_cuda_graphs"] == "the NVIDIA driver finds no GPU"
 
 
 def test_a_bundle_without_the_form_for_cuda(tiny_bundle: Path, bundle: Bundle, device: Device) -> None:
@@ -340,7 +340,15 @@ def test_doctor_says_what_a_gpu_would_need(monkeypatch: pytest.MonkeyPatch, devi
     monkeypatch.setattr(ort_cuda, "open_device", lambda: device)
     monkeypatch.setattr(ort_cuda, "check_onnxruntime", lambda: None)
     facts = readiness.gpu_facts()
-    assert (facts["gpu"], facts["can_run_cuda"], facts["why_not_cuda"]) == ("emulated", True, None)
+    assert facts["gpu"] == "emulated" and facts["can_run_cuda"] and facts["can_run_cuda_graphs"]
+
+    def missing() -> None:
+        raise EngineError("no CUDA kernels")
+
+    monkeypatch.setattr(ort_cuda, "check_onnxruntime", missing)
+    facts = readiness.gpu_facts()
+    assert facts["can_run_cuda"] and facts["why_not_cuda"] is None
+    assert (facts["can_run_cuda_graphs"], facts["why_not_cuda_graphs"]) == (False, "no CUDA kernels")
 
 
 def test_here_as_it_is(capsys: Capture, tiny_bundle: Path) -> None:

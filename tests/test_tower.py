@@ -1,9 +1,11 @@
-"""The vision tower's own kernels, each against numpy, and the whole against the encoder written in numpy."""
+"""The vision tower's own kernels, each against numpy, and the whole against the vision graph on the CPU."""
 
 from __future__ import annotations
 
 import math
+import shutil
 from ctypes import c_float, c_int32
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dycoke_edge import VideoLLM
+from dycoke_edge.bundle import VISION_WEIGHTS, Bundle, open_bundle
+from dycoke_edge.config import EngineSpec, Sampling
+from dycoke_edge.contract import VisionTable
+from dycoke_edge.errors import BundleError, EngineError, UsageError
 from dycoke_edge.export.vision import pooling_matrix
+from dycoke_edge.runtime import ort_cuda
+from dycoke_edge.runtime.engine import OrtCpuEngine, open_engine
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
+from dycoke_edge.runtime.gpu.engine import KernelEngine
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
+from dycoke_edge.runtime.gpu.tower import Tower
 
 Array = NDArray[Any]
 TYPES = [np.float32, np.float16]
@@ -77,3 +88,115 @@ def test_pooling_of_gelu(device: Device, side: int, near: int, dtype: Any) -> No
     act = wide / 2 * (1 + (inner if near else np.vectorize(math.erf)(wide / math.sqrt(2))))
     want = pooling_matrix(side).numpy() @ act
     np.testing.assert_allclose(out.numpy(), want, rtol=close(dtype), atol=close(dtype))
+
+
+@pytest.fixture(params=["tiny_bundle", "half_bundle"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return open_bundle(request.getfixturevalue(request.param))
+
+
+def pixels_for(bundle: Bundle, frames: int) -> Array:
+    size = bundle.model.image_size
+    return np.random.default_rng(frames).uniform(-1, 1, (frames, 3, size, size)).astype(bundle.model.numpy_dtype)
+
+
+def tokens_for(bundle: Bundle, frames: int) -> Array:
+    model = bundle.model
+    return np.zeros((frames, model.tokens_per_frame, model.hidden_size), model.numpy_dtype)
+
+
+def graph(bundle: Bundle, pixels: Array) -> Array:
+    """What the vision graph gives on the CPU."""
+    tokens = tokens_for(bundle, len(pixels))
+    OrtCpuEngine(bundle, EngineSpec()).run("vision", {"pixels": pixels}, {"tokens": tokens})
+    return tokens
+
+
+def same(bundle: Bundle, got: Array, want: Array) -> None:
+    close = 1e-5 if bundle.model.dtype == "fp32" else 4e-3
+    assert np.abs(got.astype(np.float32) - want).max() < close * np.abs(want.astype(np.float32)).max()
+
+
+def test_it_gives_what_the_graph_gives(device: Device, bundle: Bundle) -> None:
+    tower = Tower(device, bundle)
+    for frames in (2, 1, 3):  # scratch memory is there, is larger than needed, has to grow
+        pixels, tokens = pixels_for(bundle, frames), DeviceArray.of(device, tokens_for(bundle, frames))
+        tower.run(DeviceArray.of(device, pixels), tokens)
+        same(bundle, tokens.numpy(), graph(bundle, pixels))
+
+
+def test_the_engine_takes_arrays_from_the_host_and_gives_memory_back(device: Device, bundle: Bundle) -> None:
+    engine = KernelEngine(bundle, EngineSpec("cuda"), device)
+    pixels, tokens = pixels_for(bundle, 2), tokens_for(bundle, 2)
+    engine.run("vision", {"pixels": pixels}, {"tokens": tokens})
+    same(bundle, tokens, graph(bundle, pixels))
+    held = device.bytes_in_use
+    engine.unload("vision")
+    weights = (bundle.path / "onnx" / "vision.onnx.data").stat().st_size
+    assert device.bytes_in_use < held - weights // 2
+
+
+def test_graphs_are_onnxruntimes_and_only_when_needed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    def missing() -> None:
+        raise EngineError("onnxruntime has no CUDA kernels")
+
+    monkeypatch.setattr(ort_cuda, "check_onnxruntime", missing)
+    monkeypatch.setattr(ort_cuda, "open_device", lambda: device)
+    for spec in (EngineSpec("cuda", vision="graph"), EngineSpec("cuda", decoder="graphs")):
+        with pytest.raises(EngineError, match="no CUDA kernels"):
+            open_engine(open_bundle(tiny_bundle), spec)
+    engine = open_engine(open_bundle(tiny_bundle), EngineSpec("cuda"))
+    engine.load("vision")
+    with pytest.raises(EngineError, match="no CUDA kernels"):
+        engine.load("merge_070")
+
+
+def test_a_whole_answer_without_onnxruntimes_kernels(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    monkeypatch.setattr(ort_cuda, "open_device", lambda: device)
+    frames = np.random.default_rng(0).integers(0, 256, (6, 40, 60, 3), np.uint8)
+    sampling = Sampling(max_new_tokens=12, stop_token_ids=())
+    options: dict[str, Any] = {"kv_capacity": 1024, "prefill_chunk": 64, "vision_batch": 4}
+    own, cpu = (VideoLLM.load(tiny_bundle, provider, **options) for provider in ("cuda", "cpu"))
+    got, want = (llm.generate("What?", video=frames, sampling=sampling) for llm in (own, cpu))
+    assert got.token_ids == want.token_ids
+
+
+def test_towers_that_it_is_not_made_for(device: Device, tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    files = {name: entry for name, entry in bundle.manifest.files.items() if name != VISION_WEIGHTS}
+    old = Bundle(tiny_bundle, bundle.manifest.model_copy(update={"files": files}))
+    with pytest.raises(BundleError, match=r"no onnx/vision_weights\.json.*use --vision graph, or export again"):
+        Tower(device, old)
+    wide = bundle.vision_table().model_copy(update={"width": 4096, "mlp": 30})
+    with pytest.raises(EngineError, match="a vision tower with MLP 30, width 4096; use --vision graph"):
+        Tower(device, Replaced(bundle, wide))
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    (copy / VISION_WEIGHTS).write_text("{}")
+    with pytest.raises(BundleError, match=r"vision_weights\.json cannot be read .*export again"):
+        Bundle(copy, bundle.manifest).vision_table()
+    (copy / "onnx" / "vision_vectors.bin").write_bytes(b"short")
+    with pytest.raises(BundleError, match="does not hold what its weight table says"):
+        Tower(device, Replaced(Bundle(copy, bundle.manifest), bundle.vision_table()))
+
+
+class Replaced(Bundle):
+    """A bundle with another table."""
+
+    def __init__(self, bundle: Bundle, table: VisionTable) -> None:
+        super().__init__(bundle.path, bundle.manifest)
+        self._table = table
+
+    def vision_table(self) -> VisionTable:
+        return self._table
+
+
+def test_own_kernels_need_the_cuda_provider() -> None:
+    for provider in ("cpu", "tensorrt"):
+        with pytest.raises(UsageError, match=rf"--vision\) needs --provider cuda, not {provider}; use --vision graph"):
+            EngineSpec(provider, vision="kernels")
+    assert [EngineSpec(p).seeing for p in ("cpu", "cuda", "tensorrt")] == ["graph", "kernels", "graph"]

@@ -264,10 +264,16 @@ def test_options_reach_the_builder(install: Install, device: EmulatedDevice, bun
 # Running
 
 
+def settings(kv_capacity: int, prefill_chunk: int, vision_batch: int) -> EngineSpec:
+    return EngineSpec(
+        "tensorrt", "graphs", kv_capacity=kv_capacity, prefill_chunk=prefill_chunk, vision_batch=vision_batch
+    )
+
+
 @pytest.fixture
 def engine(install: Install, device: EmulatedDevice, bundle: Bundle, quick: None) -> TrtEngine:
     build(bundle, ALL, device, install("10.16.1.11"))
-    return opened.open_trt(bundle, EngineSpec("tensorrt", "graphs", 0, 512, 32, 4))
+    return opened.open_trt(bundle, settings(512, 32, 4))
 
 
 def test_arrays_are_bound_in_place_where_they_can_be(engine: TrtEngine, device: EmulatedDevice, bundle: Bundle) -> None:
@@ -314,9 +320,18 @@ def test_a_shape_beyond_the_plan_is_refused(engine: TrtEngine, bundle: Bundle) -
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (EngineSpec("tensorrt", "graphs", 0, 512, 32, 5), "--vision-batch 4 or run: .* --vision-batch 5"),
-        (EngineSpec("tensorrt", "graphs", 0, 600, 32, 4), "--kv-capacity 512 or run: .*decoder --kv-capacity 600"),
-        (EngineSpec("tensorrt", "graphs", 0, 512, 64, 4), "--prefill-chunk 32 or run: .* --prefill-chunk 64"),
+        (
+            settings(512, 32, 5),
+            "--vision-batch 4 or run: .* --vision-batch 5",
+        ),
+        (
+            settings(600, 32, 4),
+            "--kv-capacity 512 or run: .*decoder --kv-capacity 600",
+        ),
+        (
+            settings(512, 64, 4),
+            "--prefill-chunk 32 or run: .* --prefill-chunk 64",
+        ),
     ],
 )
 def test_settings_beyond_the_plans_are_refused_at_once(

@@ -81,14 +81,15 @@ SIDES = {
 
 
 def side_of(name: str) -> Side:
-    """The side of a name such as ours-off, ours-off@tensorrt or ours-off@cuda/launched."""
+    """The side of a name such as ours-off, ours-off@tensorrt or ours-off@cuda,decoder=launched."""
     return SIDES[name.partition("@")[0]]
 
 
-def engine_of(name: str, device: str) -> dict[str, str]:
-    """Options of EngineSpec that a name asks for: @PROVIDER or @PROVIDER/DECODER."""
-    provider, _, decoder = name.partition("@")[2].partition("/")
-    return {"provider": provider or device} | ({"decoder": decoder} if decoder else {})
+def engine_of(name: str, device: str) -> dict[str, str | int]:
+    """Options of EngineSpec that a name asks for: @PROVIDER,OPTION=VALUE,..."""
+    provider, *options = name.partition("@")[2].split(",")
+    pairs = [option.split("=", 1) for option in options]
+    return {"provider": provider or device} | {key: int(value) if value.isdigit() else value for key, value in pairs}
 
 
 def stopwatch() -> Callable[[], float]:

@@ -22,7 +22,10 @@ KINDS = (  # the first that is found in a name; torch's, ONNX Runtime's, TensorR
     ("keep", r"^(weigh|choose|exchange)"),
     ("attention", r"flash|fmha|attention|mha|attend|softmax"),
     ("matrix", r"gemm|gemv|mm$|linear|cutlass|xmma|nvjet|cublas|matmul|splitk|dot_kernel|project|gate_up"),
-    ("copy", r"memcpy|memset|copy|gather|scatter|index|concat|catarray|cat$|transpose|slice|embed|widen"),
+    (
+        "copy",
+        r"memcpy|memset|copy|gather|scatter|index|concat|catarray|cat$|transpose|slice|embed|widen|patches|pixels",
+    ),
     (
         "norm and pointwise",
         r"norm|elementwise|pointwise|reduce|gelu|silu|rope|rotary|rotate|add|mul|cast|bias|arg|pick",
