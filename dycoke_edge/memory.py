@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dycoke_edge import contract
-from dycoke_edge.bundle import Bundle
+from dycoke_edge.bundle import VISION_WEIGHTS, Bundle
 from dycoke_edge.config import SCRATCH_ROWS, EngineSpec
 from dycoke_edge.dycoke import count_merged
 
@@ -43,8 +43,9 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
 
 
 def _vision_graphs(bundle: Bundle) -> dict[str, str | None]:
-    """The file that each provider runs, None where it has to be exported again."""
+    """The file that each provider runs, and the one that own kernels read; None where it has to be exported again."""
     files = {"cpu": "onnx/vision.onnx"} | {p: f"onnx/{form}.onnx" for (_, p), form in contract.FORMS.items()}
+    files["kernels"] = VISION_WEIGHTS
     return {provider: file if file in bundle.manifest.files else None for provider, file in files.items()}
 
 

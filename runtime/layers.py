@@ -53,6 +53,8 @@ class GraphLayers:
     Nothing here outlives a call but `logits`, fp32 [1, V], which hold what the last call computed.
     """
 
+    joint = 0  # the graphs take new rows in one piece
+
     def __init__(self, spec: ModelSpec, engine: Engine, embed: Array, chunk: int) -> None:
         self.spec, self.engine, self.embed, self.chunk = spec, engine, embed, chunk
         self.rope = Rope(spec, chunk)
@@ -102,8 +104,16 @@ class GraphLayers:
             yield slice(start, start + size)
             start += size
 
-    def forward(self, kv: KVBuffer, embeds: AnyArray, positions: NDArray[np.integer], side: Side) -> None:
+    def forward(
+        self,
+        kv: KVBuffer,
+        embeds: AnyArray,
+        positions: NDArray[np.integer],
+        side: Side,
+        text: Array | None = None,
+    ) -> None:
         """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
+        assert text is None, "joint is 0"
         inputs, rows = self.shallow(kv, embeds, positions, side)
         self.deep(kv, inputs, rows)
         grow = kv.grow_left if side == "left" else kv.grow_right

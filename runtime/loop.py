@@ -17,6 +17,7 @@ from dycoke_edge.runtime.step import Side, Step
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
+NO_TEXT: Ids = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Layers(Protocol):
     inverse: NDArray[np.float32]  # [D/2] RoPE frequencies
 
     @property
+    def joint(self) -> int:
+        """Most tokens of a pass over visual ones and text after them; 0 where a pass takes one kind."""
+
+    @property
     def logits(self) -> NDArray[np.float32]:
         """fp32 [1, V] of the last token computed."""
 
@@ -68,8 +73,16 @@ class Layers(Protocol):
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
         """Cut `total` tokens into parts that fit the scratch memory."""
 
-    def forward(self, kv: KVBuffer, embeds: AnyArray, positions: NDArray[np.integer], side: Side) -> None:
-        """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
+    def forward(
+        self,
+        kv: KVBuffer,
+        embeds: AnyArray,
+        positions: NDArray[np.integer],
+        side: Side,
+        text: Array | None = None,
+    ) -> None:
+        """Compute tokens, embeds [T, E], and add their rows to a side of the buffer. With `text` [Q, E], which follows
+        visual tokens, in one pass: T + Q <= joint positions."""
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """`max_new_tokens` tokens, the first from `logits`; each is computed when it is asked for, at the earliest
@@ -117,10 +130,7 @@ class Decoder:
 
         A question and its answer are forgotten first: what comes later in the video must not see them.
         """
-        self.rewind()
-        for part in self.layers.chunks(self.kv, len(visual)):
-            self.layers.forward(self.kv, visual[part], self.position + positions[part], "left")
-        self.position = self._newest = self.position + span
+        self._see(visual, positions, span, NO_TEXT)
 
     def read(self, suffix: Ids) -> None:
         """Compute a question [Q] after all that was seen; `logits` are then those of the answer's first token."""
@@ -178,9 +188,11 @@ class Decoder:
             raise KVOverflow(text_rows + prompt.num_visual, self.kv.capacity)
         if self._begun is None or self._begun[0] is not prompt.prefix or self._begun[1] != text_rows:
             self.begin(prompt.prefix, text_rows)
-        if prompt.visual is not None and prompt.visual_positions is not None:
-            self.see(prompt.visual, prompt.visual_positions, prompt.visual_span)
-        self.read(prompt.suffix)
+        visual, positions, read = prompt.visual, prompt.visual_positions, False
+        if visual is not None and positions is not None:
+            read = self._see(visual, positions, prompt.visual_span, prompt.suffix)
+        if not read:
+            self.read(prompt.suffix)
 
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
@@ -196,6 +208,21 @@ class Decoder:
                 return
             if self._request != request:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
+
+    def _see(self, visual: AnyArray, positions: NDArray[np.int32], span: int, suffix: Ids) -> bool:
+        """As `see`; with the last of the visual tokens go those of the suffix, if a pass takes both. True if so."""
+        self.rewind()
+        kv, layers, begin, text = self.kv, self.layers, self.position, len(suffix)
+        joined = False
+        for part in layers.chunks(kv, len(visual)):
+            at = begin + positions[part]
+            joined = 0 < text <= layers.joint - (part.stop - part.start) and part.stop == len(visual)
+            if joined:
+                at = np.concatenate([at, begin + span + np.arange(text)])
+            layers.forward(kv, visual[part], at, "left", layers.embed[suffix] if joined else None)
+        self._newest = begin + span
+        self.position = self._newest + text * joined
+        return joined
 
     def _text(self, ids: Ids) -> None:
         for part in self.layers.chunks(self.kv, len(ids)):

@@ -155,7 +155,7 @@ def test_inspect_is_arithmetic_on_files(capsys: Capture, tiny_bundle: Path) -> N
     assert facts["kv_bytes_per_token"] == 2 * 6 * 2 * 32 * 4  # K and V, layers, KV heads, head dim, fp32
     assert facts["kv_bytes_at_capacity"] == 8192 * 3072
     graphs = {"cpu": "onnx/vision.onnx", "cuda": "onnx/vision_cuda.onnx", "tensorrt": "onnx/vision_trt.onnx"}
-    assert facts["vision_graphs"] == graphs
+    assert facts["vision_graphs"] == graphs | {"kernels": "onnx/vision_weights.json"}
     assert facts["visual_tokens_in"] == 32 * 16 and facts["visual_tokens_kept"] == 8 * (16 + 3 * 4)
     assert facts["kv_rows_needed"] == 224 + 256 and facts["kv_rows_fit"] is True
     need = facts["memory_needed"]

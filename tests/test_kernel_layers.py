@@ -18,6 +18,8 @@ from dycoke_edge.runtime.gpu import layers as kernel_layers
 from dycoke_edge.runtime.gpu import stored, weights
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.layers import KernelLayers
+from dycoke_edge.runtime.gpu.prefill import Prefill
+from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.loop import Decoder
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Step
@@ -29,10 +31,10 @@ from tests.test_parity import answer, frames
 CHUNK, ROWS, TOKENS = 32, 512, 24
 
 
-def kernels(bundle: Path, device: Device, captured: bool = True) -> VideoLLM:
+def kernels(bundle: Path, device: Device, captured: bool = True, chunk: int = CHUNK) -> VideoLLM:
     """The same VideoLLM with the decoder on a device."""
-    llm = VideoLLM.load(bundle, kv_capacity=ROWS, prefill_chunk=CHUNK)
-    llm.layers = KernelLayers(llm.bundle, device, CHUNK, captured)
+    llm = VideoLLM.load(bundle, kv_capacity=ROWS, prefill_chunk=chunk)
+    llm.layers = KernelLayers(llm.bundle, device, chunk, captured)
     llm.kv = llm.layers.new_kv(ROWS)
     llm._decoder = Decoder(llm.layers, llm.kv)
     return llm
@@ -50,6 +52,25 @@ def test_answers_are_those_of_the_graphs(tiny_bundle: Path, llm: VideoLLM, devic
     assert name == "free-parked" or sum(step.returned for step in want) > 0
     count = llm.kv.num_visual
     np.testing.assert_array_equal(own.kv.slot[:count], llm.kv.slot[:count])
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 100])
+def test_the_question_goes_with_the_last_frames_where_it_fits(
+    tiny_bundle: Path, llm: VideoLLM, device: Device, monkeypatch: pytest.MonkeyPatch, beyond: int
+) -> None:
+    case, run, ran = lively.CASES["merge-0.7-often"], Prefill.run, list[int]()
+    want, prompt = answer(llm, case, TOKENS)
+    prefix, visual, suffix = len(prompt.prefix), prompt.num_visual, len(prompt.suffix)
+
+    def counted(prefill: Prefill, kv: KVBuffer, parts: list[Any], positions: NDArray[np.integer], left: int) -> None:
+        ran.append(len(positions))
+        run(prefill, kv, parts, positions, left)
+
+    monkeypatch.setattr(Prefill, "run", counted)
+    got = answer(kernels(tiny_bundle, device, chunk=visual + suffix + beyond), case, TOKENS)[0]
+    # where rows lie, and so which are exchanged, depends on the chunks
+    assert [facts(step)[:3] for step in got] == [facts(step)[:3] for step in want]
+    assert ran == ([prefix, visual, suffix] if beyond < 0 else [prefix, visual + suffix])
 
 
 def test_a_captured_step_is_one_launch_and_changes_nothing(tiny_bundle: Path) -> None:

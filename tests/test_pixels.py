@@ -13,12 +13,9 @@ MEAN, STD = (0.48, 0.5, 0.41), (0.27, 0.5, 0.26)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize(("count", "batch", "at_once"), [(1, 1, 1 << 20), (5, 2, 1 << 20), (5, 2, 1), (7, 16, 1)])
-def test_pixels_are_the_hosts(
-    monkeypatch: pytest.MonkeyPatch, dtype: type[np.generic], count: int, batch: int, at_once: int
-) -> None:
-    """Whole uploads and many small ones, batches that do not divide the frames; a size that no block divides."""
-    monkeypatch.setattr(pixels, "AT_ONCE", at_once)
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (5, 2), (7, 16)])
+def test_pixels_are_the_hosts(dtype: type[np.generic], count: int, batch: int) -> None:
+    """Batches that do not divide the frames; a size that no block divides."""
     frames = np.random.default_rng(0).integers(0, 256, (count, 23, 23, 3), np.uint8)
     frames[0, 0], frames[-1, -1] = 0, 255
     device = EmulatedDevice()

@@ -25,7 +25,7 @@ PTX = Path(__file__).parent / "kernels" / "kernels.ptx"
 NON_BLOCKING = 1  # a stream that does not wait for the default stream, nor the default stream for it
 PORTABLE = 1  # pinned memory that every context knows as such
 OUT_OF_MEMORY = 2
-PIECE = 1 << 20  # bytes of either of the two pieces of pinned memory that uploads pass through
+PIECE = 8 << 20  # bytes of either of the two pieces of pinned memory that uploads pass through: 37 frames of 384 x 384
 MAX_SHARED = 48 << 10  # bytes that every kernel may use unasked
 
 

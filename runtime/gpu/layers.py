@@ -75,14 +75,29 @@ class KernelLayers:
         for start in range(0, total, chunk):
             yield slice(start, min(start + chunk, total))
 
-    def forward(self, kv: KVBuffer, embeds: Array | DeviceArray, positions: NDArray[np.integer], side: Side) -> None:
-        """Compute tokens, embeds [T, E] on the host or on this GPU, and add their rows to a side of the buffer."""
-        count = len(embeds)
-        rows = kv.left(count) if side == "left" else kv.right(count)
-        self._prefill.run(kv, embeds, positions, rows)
-        self._count(kv, count)
-        grow = kv.grow_left if side == "left" else kv.grow_right
-        grow(count)
+    @property
+    def joint(self) -> int:
+        """All that the scratch memory holds."""
+        return self._prefill.chunk
+
+    def forward(
+        self,
+        kv: KVBuffer,
+        embeds: Array | DeviceArray,
+        positions: NDArray[np.integer],
+        side: Side,
+        text: Array | None = None,
+    ) -> None:
+        """Compute tokens, embeds [T, E] on the host or on this GPU, and add their rows to a side of the buffer; with
+        `text` [Q, E], which goes to the right, after visual ones, which go left."""
+        parts = [embeds] if text is None else [embeds, text]
+        left, right = (len(embeds), 0 if text is None else len(text)) if side == "left" else (0, len(embeds))
+        self._prefill.run(kv, parts, positions, left)
+        self._count(kv, left + right)
+        if left:
+            kv.grow_left(left)
+        if right:
+            kv.grow_right(right)
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Tokens. Greedy ones are computed ahead of being read, so that the GPU never waits for the host."""

@@ -41,11 +41,16 @@ class Prefill:
         self.x = self.hidden[0]
 
     def run(
-        self, kv: KVBuffer, embeds: NDArray[Any] | DeviceArray, positions: NDArray[np.integer], rows: slice
+        self, kv: KVBuffer, parts: list[NDArray[Any] | DeviceArray], positions: NDArray[np.integer], left: int
     ) -> None:
-        """embeds [T, E] at positions [T] into `rows`, which lie at an end of kv.shallow."""
-        count = len(embeds)
-        self.embeds[:count] = embeds
+        """Tokens [T, E], one part after the other, at positions [T]: the rows of the first `left` go left of those in
+        `kv`, the others right of them."""
+        count = len(positions)
+        rows = _NewRows(kv, left, count)
+        begin = 0
+        for embeds in parts:
+            self.embeds[begin : begin + len(embeds)] = embeds
+            begin += len(embeds)
         self.positions[:count] = positions.astype(np.int32)
         size = self.embeds[:count].size
         self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
@@ -59,21 +64,19 @@ class Prefill:
             self._finish(layer, part)
         self.x = self.hidden[count - 1]
 
-    def _rows(self, kv: KVBuffer, index: int, layer: Layer, part: _Part, rows: slice) -> None:
+    def _rows(self, kv: KVBuffer, index: int, layer: Layer, part: _Part, rows: _NewRows) -> None:
         """Queries into `qkv`, keys and values into their rows of the buffer."""
         self._norm(layer.input_norm, part)
         self.device.product(part.normed, layer.qkv, part.qkv)
-        keys, values = kv.rows.plane(2 * index, rows), kv.rows.plane(2 * index + 1, rows)
-        sizes = c_int32(self.heads), c_int32(self.groups), c_int32(self.dim)
-        self._launch("rope_rows", part.count, part.qkv, layer.bias, self.turns, keys, values, *sizes)
+        keys, values = kv.rows.plane(2 * index, rows.all), kv.rows.plane(2 * index + 1, rows.all)
+        sizes = self.heads, self.groups, self.dim, rows.left, rows.between
+        self._launch("rope_rows", part.count, part.qkv, layer.bias, self.turns, keys, values, *map(c_int32, sizes))
 
-    def _attend(self, kv: KVBuffer, index: int, part: _Part, rows: slice) -> None:
-        """Context of the new tokens in `rows`, or of the last of them: they see all that is cached and, of the new
-        ones, those up to their own."""
-        cached = kv.deep if index >= self.spec.split_layer else kv.shallow
-        assert rows.start in (cached.stop, cached.start - (rows.stop - rows.start)), "one slice holds them all"
-        seen = slice(min(cached.start, rows.start), max(cached.stop, rows.stop))
-        left = part.count if part.count > 1 and rows.start < cached.start else 0  # one token sees everything
+    def _attend(self, kv: KVBuffer, index: int, part: _Part, rows: _NewRows) -> None:
+        """Context of the new tokens, or of the last of them: they see all that is cached and, of the new ones, those up
+        to their own."""
+        seen = rows.seen(kv.deep if index >= self.spec.split_layer else kv.shallow)
+        left = rows.left if part.count > 1 else 0  # one token, the last, sees everything
         keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
         sizes = self.width, part.count, seen.stop - seen.start, left, self.heads, self.groups
         grid = self.heads, -(-part.count // queries(self.dtype, self.dim)), 1
@@ -97,6 +100,21 @@ class Prefill:
 
     def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
         self.device.kernel(f"{name}_{self._suffix}", grid, BLOCK, *args)()
+
+
+class _NewRows:
+    """Where new tokens go: `left` of them left of what is cached, the others right of it."""
+
+    def __init__(self, kv: KVBuffer, left: int, count: int) -> None:
+        at_left, at_right = kv.left(left), kv.right(count - left)
+        self.left = left
+        self.between = at_right.start - at_left.stop if 0 < left < count else 0  # rows that are skipped
+        self.all = slice(at_left.start if left else at_right.start, at_right.stop if left < count else at_left.stop)
+
+    def seen(self, cached: slice) -> slice:
+        """With these cached rows, in one slice."""
+        assert not self.left or self.all.start + self.left == cached.start, "one slice holds them all"
+        return slice(min(cached.start, self.all.start), max(cached.stop, self.all.stop))
 
 
 class _Part:

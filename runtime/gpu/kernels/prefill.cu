@@ -21,23 +21,24 @@ extern "C" __global__ void KERNEL(turns)(const int* positions, const float* inve
     turn_to(turns + (long long)blockIdx.x * 2 * half, positions[blockIdx.x], inverse, half, j);
 }
 
-// qkv [T, (H + 2 G) D]: adds the bias, turns queries in place, and stores turned keys and values in the slab, where
-// `keys` and `values` are the first of T rows [G, D]. A block a token.
+// qkv [T, (H + 2 G) D]: adds the bias, turns queries in place, and stores turned keys and values in the slab, from
+// `keys` and `values` on: `between` rows [G, D] are left out after the first `left`. A block a token.
 template <class T>
-DEVICE void rope_rows(T* qkv, const T* bias, const float* turns, T* keys, T* values, int heads, int groups,
-                      int dim) {
+DEVICE void rope_rows(T* qkv, const T* bias, const float* turns, T* keys, T* values, int heads, int groups, int dim,
+                      int left, int between) {
   int half = dim / 2, turned = (heads + groups) * half, token = blockIdx.x;
+  long long to_row = (long long)(token < left ? token : token + between) * groups * dim;
   T* row = qkv + (long long)token * (heads + 2 * groups) * dim;
   for (int i = threadIdx.x; i < turned; i += blockDim.x) {
     int h = i / half, j = i % half, at = h * dim + j;
     float a = to_float(row[at]) + to_float(bias[at]), b = to_float(row[at + half]) + to_float(bias[at + half]);
     float c = turns[(long long)token * dim + j], s = turns[(long long)token * dim + half + j];
-    T* to = h < heads ? row + at : keys + ((long long)token * groups + h - heads) * dim + j;
+    T* to = h < heads ? row + at : keys + to_row + (h - heads) * dim + j;
     to[0] = from_float<T>(a * c - b * s), to[half] = from_float<T>(b * c + a * s);
   }
   for (int i = threadIdx.x; i < groups * dim; i += blockDim.x) {
     int at = (heads + groups) * dim + i;
-    values[(long long)token * groups * dim + i] = from_float<T>(to_float(row[at]) + to_float(bias[at]));
+    values[to_row + i] = from_float<T>(to_float(row[at]) + to_float(bias[at]));
   }
 }
 
@@ -56,8 +57,9 @@ DEVICE void silu_rows(const T* both, T* out, int n) {
     norm_rows(x, gain, epsilon, out, n);                                                                               \
   }                                                                                                                    \
   extern "C" __global__ void KERNEL(rope_rows_##suffix)(T* qkv, const T* bias, const float* turns, T* keys,            \
-                                                        T* values, int heads, int groups, int dim) {                   \
-    rope_rows(qkv, bias, turns, keys, values, heads, groups, dim);                                        \
+                                                        T* values, int heads, int groups, int dim, int left,           \
+                                                        int between) {                                                 \
+    rope_rows(qkv, bias, turns, keys, values, heads, groups, dim, left, between);                                      \
   }                                                                                                                    \
   extern "C" __global__ void KERNEL(silu_rows_##suffix)(const T* both, T* out, int n) { silu_rows(both, out, n); }
 
