@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
 from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, queries
-from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix
+from dycoke_edge.runtime.gpu.kernels import BLOCK, VECTOR, suffix, warps
 from dycoke_edge.runtime.gpu.weights import Layer, Weights
 from dycoke_edge.runtime.kv import KVBuffer
 
@@ -90,13 +90,14 @@ class Prefill:
         self.device.product(part.context, layer.out, part.hidden, 1.0)
         self._norm(layer.post_norm, part)
         self.device.product(part.normed, layer.gate_up, part.both)
-        self._launch("silu_rows", (-(-inner // BLOCK), part.count, 1), part.both, part.act, c_int32(inner))
+        grid = -(-inner * self.dtype.itemsize // (VECTOR * BLOCK)), part.count, 1
+        self._launch("silu_rows", grid, part.both, part.act, c_int32(inner))
         self.device.product(part.act, layer.down, part.hidden, 1.0)
 
     def _norm(self, gain: DeviceArray, part: _Part) -> None:
         """`normed` from some rows of `hidden`, at its beginning."""
-        eps, width = c_float(self.weights.rms_eps), c_int32(self.spec.hidden_size)
-        self._launch("norm_rows", part.count, part.hidden, gain, eps, part.normed, width)
+        eps, sizes = c_float(self.weights.rms_eps), (c_int32(part.count), c_int32(self.spec.hidden_size))
+        self._launch("norm_rows", warps(part.count), part.hidden, gain, eps, part.normed, *sizes)
 
     def _launch(self, name: str, grid: int | tuple[int, int, int], *args: Argument | DeviceArray) -> None:
         self.device.kernel(f"{name}_{self._suffix}", grid, BLOCK, *args)()

@@ -13,11 +13,10 @@ from dycoke_edge.contract import Placed
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
 from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, FRAMES_DIMS, frames_dim, queries
-from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
+from dycoke_edge.runtime.gpu.kernels import BLOCK, VECTOR, suffix, warps
 from dycoke_edge.runtime.gpu.stored import Stored
 
 MOST_WIDE = 2048  # of rows that kernels/tower.cu norms
-VECTOR = 16  # bytes that it loads at a time
 
 
 @dataclass(frozen=True)

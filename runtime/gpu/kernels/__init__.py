@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 BLOCK = 256  # threads, where a kernel does not say otherwise
+VECTOR = 16  # bytes that a thread loads at a time
 
 
 def suffix(dtype: np.dtype[np.generic] | type[np.generic]) -> str:

@@ -7,6 +7,18 @@ DEVICE void load16(const T* from, float (&to)[Pack<T>::count]) {
   unpack(*reinterpret_cast<const Vec16*>(from), to);
 }
 
+// As many floats as a Vec16 of the result's type has elements.
+DEVICE void load_floats(const float* from, float (&to)[4]) { load16(from, to); }
+DEVICE void load_floats(const float* from, float (&to)[8]) {
+  float half[4];
+  load16(from, half);
+#pragma unroll
+  for (int i = 0; i < 4; i++) to[i] = half[i];
+  load16(from + 4, half);
+#pragma unroll
+  for (int i = 0; i < 4; i++) to[4 + i] = half[i];
+}
+
 DEVICE void pack(const float (&from)[4], Vec16& to) {
 #pragma unroll
   for (int i = 0; i < 4; i++) to.word[i] = __float_as_uint(from[i]);
