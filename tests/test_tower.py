@@ -24,7 +24,8 @@ from dycoke_edge.runtime.engine import OrtCpuEngine, open_engine
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.engine import KernelEngine
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
-from dycoke_edge.runtime.gpu.tower import Tower
+from dycoke_edge.runtime.gpu.tower import MOST_GRAPHS, Tower
+from tests.emulator import EmulatedDevice
 
 Array = NDArray[Any]
 TYPES = [np.float32, np.float16]
@@ -119,10 +120,23 @@ def same(bundle: Bundle, got: Array, want: Array) -> None:
 
 def test_it_gives_what_the_graph_gives(device: Device, bundle: Bundle) -> None:
     tower = Tower(device, bundle)
-    for frames in (2, 1, 3):  # scratch memory is there, is larger than needed, has to grow
+    # scratch memory is there, is larger than needed, has to grow; again and again, captured the second time
+    for frames in (2, 1, 1, 1, 3, 1, 1, 3, 3):
         pixels, tokens = pixels_for(bundle, frames), DeviceArray.of(device, tokens_for(bundle, frames))
         tower.run(DeviceArray.of(device, pixels), tokens)
         same(bundle, tokens.numpy(), graph(bundle, pixels))
+
+
+def test_a_number_of_frames_seen_before_is_captured(half_bundle: Path) -> None:
+    device, bundle = EmulatedDevice(), open_bundle(half_bundle)
+    tower, launched = Tower(device, bundle), list[int]()
+    for frames in [1, 1, 1, 2, *range(3, 3 + MOST_GRAPHS), 1, 1]:
+        pixels, tokens = pixels_for(bundle, frames), DeviceArray.of(device, tokens_for(bundle, frames))
+        before = device.launches
+        tower.run(DeviceArray.of(device, pixels), tokens)
+        launched.append(device.launches - before)
+    assert launched[1:3] == [2, 2]  # patches and the graph; products are not counted
+    assert launched[0] == launched[3] == launched[-2] > 10 and launched[-1] == 2  # forgotten, and made again
 
 
 def test_the_engine_takes_arrays_from_the_host_and_gives_memory_back(device: Device, bundle: Bundle) -> None:

@@ -11,11 +11,12 @@ import numpy as np
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.contract import Placed
 from dycoke_edge.errors import EngineError
-from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
+from dycoke_edge.runtime.gpu.device import Argument, CudaGraph, Device, DeviceArray
 from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, FRAMES_DIMS, frames_dim, queries
 from dycoke_edge.runtime.gpu.kernels import BLOCK, VECTOR, suffix, warps
 from dycoke_edge.runtime.gpu.stored import Stored
 
+MOST_GRAPHS = 8  # numbers of frames that are launched at once
 MOST_WIDE = 2048  # of rows that kernels/tower.cu norms
 
 
@@ -66,27 +67,49 @@ class Tower:
         self.layers = [self._layer(stored, weights, f"layers.{i}") for i in range(table.layers)]
         self.first, self.second = (_linear(stored, weights, f"projector.{i}") for i in (1, 2))
         self._scratch: dict[str, DeviceArray] = {}
+        self._graphs: dict[int, CudaGraph | None] = {}  # by B; None after the first time
 
     def run(self, pixels: DeviceArray, tokens: DeviceArray) -> None:
         """Encode B frames; returns before it is done."""
-        self._reserve(len(pixels))
-        frames, table, act = len(pixels), self.table, int(self.table.projector_act != "gelu")
-        rows, hidden, product = frames * self._rows, self.spec.hidden_size, self.device.product
-        patches, x = self._of("wide", rows, self._depth), self._of("x", rows, table.width)
-        grid = -(-self._rows * self._depth // BLOCK), frames, 1
-        sizes = self.spec.image_size, table.patch, table.side, self._depth
+        self._reserve(frames := len(pixels))
+        rows, hidden = frames * self._rows, self.spec.hidden_size
+        patches, grid = self._of("wide", rows, self._depth), (-(-self._rows * self._depth // BLOCK), frames, 1)
+        sizes = self.spec.image_size, self.table.patch, self.table.side, self._depth
         self._launch("patches", grid, pixels, patches, *map(c_int32, sizes))
+        self._middle(frames)
+        pooled = self._of("normed", frames * self.half**2, hidden)
+        self.device.product(pooled, self.second.matrix, tokens.reshape(-1, hidden), bias=self.second.bias)
+
+    def _middle(self, frames: int) -> None:
+        """What is in scratch memory only, some 180 kernels and products: in one launch from the second time on, for a
+        camera's frames come one by one."""
+        graph = self._graphs.get(frames)
+        if graph is None and frames in self._graphs:
+            with self.device.capture() as graph:
+                self._encode(frames)
+        if graph is None:
+            self._encode(frames)
+        else:
+            graph.launch()
+        self._graphs[frames] = graph
+        if len(self._graphs) > MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+
+    def _encode(self, frames: int) -> None:
+        """Patches to pooled rows."""
+        table, rows, product = self.table, frames * self._rows, self.device.product
+        patches, x = self._of("wide", rows, self._depth), self._of("x", rows, table.width)
         product(patches, self.patch, x)
         each = self._rows * table.width
         self._launch("add_places", (self._vectors(each), frames, 1), x, self.places, c_int32(each))
         for layer in self.layers:
             self._run_layer(layer, x, frames)
+        hidden, act = self.spec.hidden_size, int(table.projector_act != "gelu")
         projected, pooled = self._of("wide", rows, hidden), self._of("normed", frames * self.half**2, hidden)
         product(x, self.first.matrix, projected, bias=self.first.bias)
         grid = self._vectors(hidden), self.half**2, frames
         sizes = table.side, self.half, hidden, act
         self._launch("gelu_pool", grid, projected, pooled, *map(c_int32, sizes))
-        product(pooled, self.second.matrix, tokens.reshape(-1, hidden), bias=self.second.bias)
 
     def _run_layer(self, layer: Layer, x: DeviceArray, frames: int) -> None:
         table, rows, product = self.table, len(x), self.device.product
@@ -119,6 +142,7 @@ class Tower:
         sizes = {"x": rows * width, "normed": max(rows * width, frames * self.half**2 * hidden), "wide": rows * widest}
         for name, size in sizes.items():
             if name not in self._scratch or self._scratch[name].size < size:
+                self._graphs.clear()  # they have addresses in them
                 self._scratch.pop(name, None)
                 self._scratch[name] = DeviceArray.empty(self.device, (size,), self.dtype)
 
