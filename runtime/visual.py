@@ -58,8 +58,7 @@ def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compres
     if compression.merge_ratio == 0:
         return tokens.reshape(-1, tokens.shape[-1]), np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
     graph = bundle.merge_graph(compression.merge_ratio)
-    own = engine.provider == "cuda" and compression.mode == "paper"
-    if own and isinstance(tokens, DeviceArray) and on_gpu.covers(tokens):
+    if compression.mode == "paper" and isinstance(tokens, DeviceArray) and _own(engine, tokens):
         return on_gpu.merge(tokens, compression.merge_ratio)
     if compression.mode == "official" or graph is None:
         # only for comparison, or nothing to rank: the reference itself
@@ -79,12 +78,20 @@ def merge_frame(
     if anchor is None or merge_ratio == 0:
         return frame, np.arange(len(frame), dtype=np.int32)
     graph, count = bundle.merge_graph(merge_ratio), kept_per_frame(len(frame), merge_ratio)
+    if graph is not None and isinstance(frame, DeviceArray) and _own(engine, frame[None]):
+        assert isinstance(anchor, DeviceArray)
+        return on_gpu.merge_frame(anchor, frame, merge_ratio)
     kept, index = engine.empty((count, frame.shape[1]), frame.dtype), np.arange(count, dtype=np.int32)
     if graph is None:  # nothing to rank: none of it stays, or all
         kept[...] = frame[:count]
     else:
         _run_merge(engine, graph, anchor, frame, kept, index)
     return kept, index
+
+
+def _own(engine: Engine, tokens: DeviceArray) -> bool:
+    """Whether kernels of our own merge: TensorRT has plans for it."""
+    return engine.provider == "cuda" and on_gpu.covers(tokens)
 
 
 def _merge_by_graph(engine: Engine, graph: str, tokens: AnyArray, kept: int) -> tuple[AnyArray, Index]:

@@ -28,6 +28,15 @@ def test_merge(device: Device, frames: int, per_frame: int, ratio: float, dtype:
     np.testing.assert_array_equal(kept.numpy(), tokens.reshape(-1, 40)[index])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_one_frame_against_its_anchor(device: Device, dtype: type[np.floating]) -> None:
+    tokens = np.random.default_rng(3).standard_normal((2, 49, 40)).astype(dtype)
+    anchor, frame = (DeviceArray.of(device, one) for one in tokens)
+    kept, places = merge.merge_frame(anchor, frame, 0.7)
+    assert places.tolist() == (merge_indices(tokens, 0.7)[49:] - 49).tolist() and len(places) == 14
+    np.testing.assert_array_equal(kept.numpy(), tokens[1][places])
+
+
 def test_equal_tokens_stay_in_order(device: Device) -> None:
     frame = np.ones((64, 8), np.float32)
     tokens = np.stack([frame, frame])

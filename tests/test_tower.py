@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge import VideoLLM
 from dycoke_edge.bundle import VISION_WEIGHTS, Bundle, open_bundle
-from dycoke_edge.config import EngineSpec, Sampling
+from dycoke_edge.config import Compression, EngineSpec, LiveSpec, Sampling
 from dycoke_edge.contract import VisionTable
 from dycoke_edge.errors import BundleError, EngineError, UsageError
 from dycoke_edge.export.vision import pooling_matrix
@@ -177,6 +177,22 @@ def test_a_whole_answer_without_onnxruntimes_kernels(
     own, cpu = (VideoLLM.load(tiny_bundle, provider, **options) for provider in ("cuda", "cpu"))
     got, want = (llm.generate("What?", video=frames, sampling=sampling) for llm in (own, cpu))
     assert got.token_ids == want.token_ids
+
+
+def test_a_live_video_without_onnxruntimes_kernels(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    monkeypatch.setattr(ort_cuda, "open_device", lambda: device)
+    frames = np.random.default_rng(1).integers(0, 256, (7, 40, 60, 3), np.uint8)
+    found = []
+    for provider in ("cuda", "cpu"):
+        llm = VideoLLM.load(tiny_bundle, provider, kv_capacity=1024, prefill_chunk=64)
+        live = llm.live(Compression(), LiveSpec(4, 0.0, max_question_tokens=40, max_answer_tokens=12))
+        for frame in frames:
+            live.push(frame)
+        answer = live.ask("What?", Sampling(max_new_tokens=8, stop_token_ids=()))
+        found.append(([piece.token for piece in answer], live.num_tokens))
+    assert found[0] == found[1]
 
 
 def test_towers_that_it_is_not_made_for(device: Device, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Merge (stage 1) on a GPU: three launches for a whole clip, where a graph would be run once a compared frame."""
+"""Merge (stage 1) on a GPU: three launches, for a whole clip too, where a graph would be run once a compared frame."""
 
 from __future__ import annotations
 
@@ -16,17 +16,28 @@ MOST_TOKENS = 1024  # a frame's, a thread each
 
 def merge(tokens: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, NDArray[np.int32]]:
     """Mode "paper" for tokens [F, N, E]: the kept ones [M, E] and their flat indices [M] into F*N; waits for these."""
-    device, (frames, per_frame, width) = tokens.device, tokens.shape
-    kept, of = kept_per_frame(per_frame, merge_ratio), suffix(tokens.dtype)
-    anchor, sizes = merged_layout(frames, per_frame, kept)
-    start = (np.cumsum(sizes) - sizes).astype(np.int32)
-    rows = int(sizes.sum())
+    kept = kept_per_frame(tokens.shape[1], merge_ratio)
+    return _merged(tokens, tokens, *merged_layout(len(tokens), tokens.shape[1], kept), kept)
+
+
+def merge_frame(anchor: DeviceArray, frame: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, NDArray[np.int32]]:
+    """One frame [N, E] against its anchor: the kept tokens [m, E] and their places [m]; waits for these."""
+    kept = kept_per_frame(len(frame), merge_ratio)
+    return _merged(frame[None], anchor[None], np.zeros(1, np.int32), np.full(1, kept, np.int32), kept)
+
+
+def _merged(
+    tokens: DeviceArray, references: DeviceArray, anchor: NDArray[np.int32], sizes: NDArray[np.int32], kept: int
+) -> tuple[DeviceArray, NDArray[np.int32]]:
+    """Of frame f, `sizes[f]` tokens stay: all, or those least similar to number `anchor[f]` of the references."""
+    device, (frames, per_frame, width), of = tokens.device, tokens.shape, suffix(tokens.dtype)
+    start, rows = (np.cumsum(sizes) - sizes).astype(np.int32), int(sizes.sum())
     compared, begins = DeviceArray.of(device, anchor), DeviceArray.of(device, start)
     similarity = DeviceArray.empty(device, (frames, per_frame), np.float32)
     index, out = DeviceArray.empty(device, (rows,), np.int32), DeviceArray.empty(device, (rows, width), tokens.dtype)
 
     shape = c_int32(frames), c_int32(per_frame), c_int32(width)
-    args = tokens, compared, similarity
+    args = tokens, references, compared, similarity
     device.kernel(f"similarity_{of}", warps(frames * per_frame), BLOCK, *args, *shape)()
     chosen = similarity, compared, begins, index
     threads = -(-per_frame // 32) * 32

@@ -2,15 +2,16 @@
 #include "state.cuh"
 #include "vectors.cuh"
 
-// similarity [F, N]: cosine of each token with the one at its place in the anchor frame; nothing for frames without an
-// anchor (-1). tokens [F, N, width]. A warp a token.
+// similarity [F, N]: cosine of each token with the one at its place in the frame's anchor, number anchor[frame] of
+// `references`; nothing for frames without one (-1). tokens, references [.., N, width]. A warp a token.
 template <class T>
-DEVICE void similarity(const T* tokens, const int* anchor, float* out, int frames, int per_frame, int width) {
+DEVICE void similarity(const T* tokens, const T* references, const int* anchor, float* out, int frames, int per_frame,
+                       int width) {
   constexpr int step = Pack<T>::count;
   int unit = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32, frame = unit / per_frame;
   if (frame >= frames || anchor[frame] < 0) return;
   const T* b = tokens + (long long)unit * width;
-  const T* a = tokens + ((long long)anchor[frame] * per_frame + unit % per_frame) * width;
+  const T* a = references + ((long long)anchor[frame] * per_frame + unit % per_frame) * width;
   float dot = 0.0f, a2 = 0.0f, b2 = 0.0f;
   for (int k = lane * step; k < width; k += 32 * step) {
     float x[step], y[step];
@@ -53,9 +54,9 @@ DEVICE void gather(const T* tokens, const int* index, T* out, int rows, int widt
 }
 
 #define MERGE(T, suffix)                                                                                             \
-  extern "C" __global__ void KERNEL(similarity_##suffix)(const T* tokens, const int* anchor, float* out, int frames,  \
-                                                         int per_frame, int width) {                                  \
-    similarity(tokens, anchor, out, frames, per_frame, width);                                                        \
+  extern "C" __global__ void KERNEL(similarity_##suffix)(const T* tokens, const T* references, const int* anchor,     \
+                                                         float* out, int frames, int per_frame, int width) {          \
+    similarity(tokens, references, anchor, out, frames, per_frame, width);                                            \
   }                                                                                                                   \
   extern "C" __global__ void KERNEL(gather_##suffix)(const T* tokens, const int* index, T* out, int rows,             \
                                                      int width) {                                                     \
