@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks import fastv
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
-from benchmarks.weighed import WeighedLayers, stands_for
 from dycoke_edge import Compression, Sampling, UsageError, VideoLLM
-from dycoke_edge.dycoke import count_merged
+from dycoke_edge.dycoke import count_merged, stands_for
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.loop import Decoder
 from dycoke_edge.runtime.step import Step
@@ -36,7 +35,6 @@ class Method:
     compression: Compression = OFF
     select: Selector | None = None
     fastv: bool = False
-    weighed: bool = False  # merge, and a kept token weighs as many as it stands for
     budget: float = 0.0  # merge ratio
     share: float = 1.0  # of that number
     split: int = SPLIT
@@ -79,15 +77,15 @@ def _ours() -> Iterator[Method]:
         "both 0.7, positions kept", "variants", Compression(merge_ratio=0.7, prune_ratio=0.7, positions="keep")
     )
     for ratio in MERGES:
-        yield Method(f"merge {ratio:g}, weighed", "merge, weighed", _dycoke(ratio), weighed=True)
+        yield Method(f"merge {ratio:g}, weighed", "merge, weighed", _dycoke(ratio, weigh=True))
     for ratio in (0.5, 0.7, 0.9):
-        yield Method(f"both {ratio:g}, weighed", "merge and prune, weighed", _dycoke(ratio, ratio), weighed=True)
+        yield Method(f"both {ratio:g}, weighed", "merge and prune, weighed", _dycoke(ratio, ratio, weigh=True))
     for split in (1, 5):
         yield Method(f"both 0.7, split layer {split}", "variants", BOTH, split=split)
 
 
-def _dycoke(merge: float, prune: float = 0.0) -> Compression:
-    return Compression(merge_ratio=merge, prune_ratio=prune)
+def _dycoke(merge: float, prune: float = 0.0, weigh: bool = False) -> Compression:
+    return Compression(merge_ratio=merge, prune_ratio=prune, weigh=weigh)
 
 
 def _baselines() -> Iterator[Method]:
@@ -106,17 +104,11 @@ def _baselines() -> Iterator[Method]:
     yield Method("FastV at 14 %", "FastV", fastv=True, budget=0.7, share=0.3)
 
 
-def _weighed_layers(llm: VideoLLM) -> WeighedLayers:
-    return WeighedLayers(llm.bundle.model, llm.engine, llm.bundle.embed_tokens(), llm.spec.tokens_at_a_time)
-
-
 class Contestant:
     """Answers questions about one clip after another with any method."""
 
     def __init__(self, llm: VideoLLM) -> None:
         self.llm, self.decoder = llm, Decoder(llm.layers, llm.kv)
-        self._plain, self._layers = self.decoder, _weighed_layers(llm)
-        self._weighed = Decoder(self._layers, llm.kv)
 
     def encode(self, frames: NDArray[np.uint8]) -> Array:
         """frames uint8 [F, R, R, 3] -> tokens [F, N, E]."""
@@ -148,14 +140,12 @@ class Contestant:
     def _see(self, method: Method, tokens: Array, index: NDArray[np.int32], prefix: Ids, text_rows: int) -> None:
         flat, kept = tokens.reshape(-1, tokens.shape[-1]), method.compression.positions == "keep"
         positions = index if kept else np.arange(len(index), dtype=np.int32)
-        self.decoder = self._weighed if method.weighed else self._plain
-        if method.weighed:
-            self._layers.bias = np.log(stands_for(index, *tokens.shape[:2])).astype(np.float32)
+        counts = stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None
         self.decoder.begin(prefix, text_rows)
         if method.fastv:
             self._hidden = fastv.see(self.decoder, flat[index])
         else:
-            self.decoder.see(flat[index], positions, len(flat) if kept else len(index))
+            self.decoder.see(flat[index], positions, len(flat) if kept else len(index), counts)
 
     def _steps(self, method: Method, frames: int, suffix: Ids) -> Iterator[Step]:
         sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=self.llm.bundle.manifest.stop_token_ids)

@@ -74,7 +74,8 @@ def _bad(field: dataclasses.Field[Any], value: object, rule: str) -> UsageError:
 @dataclass(frozen=True)
 class Compression(Options):
     """The settings of DyCoke (arXiv 2411.15024): `merge_ratio` is the paper's K, `prune_ratio` its P; its L is the
-    bundle's split layer. `refresh_threshold` is the cosine of the released code."""
+    bundle's split layer. `refresh_threshold` is the cosine of the released code, `weigh` what ToMe does (arXiv
+    2210.09461)."""
 
     merge_ratio: float = option(0.7, "share of a compared frame's tokens that merge drops; 0 turns merge off", 0, 1)
     prune_ratio: float = option(0.7, "share of visual tokens deep layers set aside while decoding; 0 = off", 0, 1)
@@ -88,6 +89,14 @@ class Compression(Options):
     free_parked: bool = option(
         False, "give back what is set aside after the first choice, one way (saves memory on the CPU)"
     )
+    weigh: bool = option(False, "a kept token counts for those that merge dropped because they resembled it")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weigh and self.mode == "official":
+            raise UsageError(
+                "weigh (--weigh) is nothing that the released code does; use it with --mode paper, or leave it out"
+            )
 
     @classmethod
     def off(cls) -> Compression:

@@ -75,6 +75,33 @@ def merged_layout(num_frames: int, per_frame: int, kept: int) -> tuple[NDArray[n
     return anchor, np.where(anchor < 0, per_frame, kept).astype(np.int32)
 
 
+def stand_ins(places: NDArray[np.int32], first: int, anchor: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """The number of the kept token that stands for each of a frame's N tokens: those kept, at `places` [m], for
+    themselves, numbered from `first` on; for the others those of the same places in the `anchor`'s numbers [N].
+
+    Without an anchor the frame is kept whole.
+    """
+    own = np.arange(first, first + len(places))
+    if anchor is None:
+        return own
+    numbers: NDArray[np.int64] = anchor.copy()
+    numbers[places] = own
+    return numbers
+
+
+def stands_for(index: NDArray[np.int32], num_frames: int, per_frame: int) -> NDArray[np.int64]:
+    """For how many of the F*N tokens each kept one stands [M], by merge's flat indices [M] in mode "paper". They sum to
+    F*N."""
+    anchor, _ = merged_layout(num_frames, per_frame, 0)
+    ends = np.searchsorted(index, np.arange(1, num_frames + 1) * per_frame).tolist()
+    numbers = list[NDArray[np.int64]]()
+    for frame, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        of_anchor = numbers[anchor[frame]] if anchor[frame] >= 0 else None
+        numbers.append(stand_ins(index[start:end] - frame * per_frame, start, of_anchor))
+    counts: NDArray[np.int64] = np.bincount(np.concatenate(numbers), minlength=len(index))
+    return counts
+
+
 def count_merged(num_frames: int, per_frame: int, merge_ratio: float, mode: MergeMode = "paper") -> int:
     """M, the visual tokens that merge keeps: known before any pixel is seen. UsageError as in `merge_indices`."""
     if merge_ratio == 0:

@@ -47,6 +47,9 @@ class HostRows:
         for at in range(0, a.size, SWAP_ROWS):
             self._swap(a[at : at + SWAP_ROWS], b[at : at + SWAP_ROWS])
 
+    def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
+        """Nothing: the graphs take it with their mask."""
+
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows, in fp32."""
         half = cos.size

@@ -23,6 +23,7 @@ from dycoke_edge.runtime.host_rows import HostRows
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 Slots = NDArray[np.int64]
+Counts = NDArray[np.int64]
 
 
 class Rows(Protocol):
@@ -42,6 +43,9 @@ class Rows(Protocol):
 
     def swap(self, a: Slots, b: Slots) -> None:
         """Exchange rows a[i] and b[i] in every plane; no row is named twice."""
+
+    def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
+        """From now on `bias` [n] is added to the scores of these rows, until `clear`; where rows go, it goes."""
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows by one angle a dimension pair, cos and sin [D/2]."""
@@ -65,6 +69,7 @@ class KVBuffer:
         self.capacity = capacity
         self.rows: Rows = rows or HostRows(spec, capacity)
         self._slot = np.zeros(capacity, np.int64)
+        self._counts: Counts | None = None
         self.reset(text_rows=0)
 
     def reset(self, text_rows: int) -> None:
@@ -76,6 +81,7 @@ class KVBuffer:
         self.num_active = 0
         self.num_text = 0
         self.freed = False
+        self._counts = None
         self.rows.clear()
 
     @property
@@ -136,11 +142,36 @@ class KVBuffer:
             raise KVOverflow(start + count, self.capacity)
         return slice(start, start + count)
 
+    @property
+    def weighed(self) -> bool:
+        """Visual tokens have weights: `bias` says what they add."""
+        return self._counts is not None
+
+    @property
+    def counts(self) -> Counts:
+        """int64 [num_visual]: for how many tokens each visual token stands."""
+        return np.ones(self.num_visual, np.int64) if self._counts is None else self._counts[: self.num_visual]
+
+    def weigh(self, counts: Counts) -> None:
+        """For how many tokens each visual token stands from now on: int64 [num_visual + T], those that `left(T)` is for
+        included. A token that stands for n has log(n) added to every score (arXiv 2210.09461, section 3.4)."""
+        self._counts = counts
+        self._place(len(counts) - self.num_visual)
+        rows = slice(self.origin - len(counts), self.origin)
+        self.rows.weigh(rows, self.bias(rows))
+
+    def bias(self, rows: slice) -> NDArray[np.float32]:
+        """fp32 [n]: what is added to the scores of these rows of a weighed buffer; 0 for text."""
+        assert self._counts is not None
+        slot, added = self.slot[: len(self._counts)], np.zeros(rows.stop - rows.start, np.float32)
+        there = (slot >= rows.start) & (slot < rows.stop)
+        added[slot[there] - rows.start] = np.log(self._counts[there])
+        return added
+
     def grow_left(self, count: int) -> None:
         """Count `count` visual tokens just written to `left(count)`. Every visual row becomes active."""
         assert not self.freed, "rows given back cannot become active again"
-        rows = self.left(count)
-        self.slot[self.num_visual : self.num_visual + count] = np.arange(rows.start, rows.stop)
+        self._place(count)
         self.num_visual += count
         self.num_active = self.num_visual
 
@@ -186,6 +217,7 @@ class KVBuffer:
         start = self.origin - self.num_visual
         self._pack(old, start, start + count)
         self.slot[: self.num_visual - count] = self.slot[count : self.num_visual].copy()
+        self._counts = None if self._counts is None else self._counts[count:]
         self.num_visual -= count
 
     def rotate(self, cos: NDArray[np.float64], sin: NDArray[np.float64]) -> None:
@@ -193,6 +225,11 @@ class KVBuffer:
         common offset (rotate-half). Arithmetic is fp32, also for an fp16 slab, which rounds once, on storing."""
         visual = slice(self.origin - self.num_visual, self.origin)
         self.rows.rotate(visual, cos.astype(np.float32), sin.astype(np.float32))
+
+    def _place(self, count: int) -> None:
+        """Note where the next `count` visual tokens lie."""
+        rows = self.left(count)
+        self.slot[self.num_visual : self.num_visual + count] = np.arange(rows.start, rows.stop)
 
     def _pack(self, tokens: Mask, start: int, stop: int) -> int:
         """Bring the rows of `tokens`, as many as start..stop has, into start..stop by exchanging row pairs."""

@@ -127,7 +127,7 @@ class GraphLayers:
         rows = kv.left(count) if side == "left" else kv.right(count)
         cos, sin = self.rope(positions)
         common, layers = {"cos": cos, "sin": sin}, range(self.spec.split_layer)
-        mask, hidden = self._masked(count, kv.shallow), self._hidden[:count]
+        mask, hidden = self._masked(kv, kv.shallow, rows), self._hidden[:count]
         attention = self._attention[: mask.size].reshape(mask.shape)
         self.engine.run(
             "decoder_shallow",
@@ -138,10 +138,10 @@ class GraphLayers:
 
     def deep(self, kv: KVBuffer, inputs: dict[str, Array], rows: slice) -> None:
         """Run the deep layers on what `shallow` returned; `logits` are then those of the last token."""
-        count, layers = rows.stop - rows.start, range(self.spec.split_layer, self.spec.num_layers)
+        layers = range(self.spec.split_layer, self.spec.num_layers)
         self.engine.run(
             "decoder_deep",
-            {**inputs, "mask": self._masked(count, kv.deep), **self._cached(kv, layers, kv.deep)},
+            {**inputs, "mask": self._masked(kv, kv.deep, rows), **self._cached(kv, layers, kv.deep)},
             {"logits": self.logits, **_views(kv, "new_", layers, rows)},
         )
         if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
@@ -188,15 +188,19 @@ class GraphLayers:
             return {f"{name}_{i}": self._empty for i in layers for name in "kv"}
         return _views(kv, "", layers, rows)
 
-    def _masked(self, count: int, rows: slice) -> Array:
-        """The additive mask [count, S + count]: everything cached is seen, of the new tokens only earlier ones."""
-        cached = rows.stop - rows.start
-        if cached and count == 1:
+    def _masked(self, kv: KVBuffer, rows: slice, new: slice) -> Array:
+        """The additive mask [T, S + T]: everything cached is seen, of the new tokens only earlier ones, and each as
+        often as it weighs."""
+        cached, count = rows.stop - rows.start, new.stop - new.start
+        if cached and count == 1 and not kv.weighed:
             return self._no_mask[:, : cached + 1]
         columns = max(cached, 1) + count
         mask = self._mask[: count * columns].reshape(count, columns)
         mask[:, :-count] = 0.0 if cached else MASKED
         mask[:, -count:] = self._future[:count, :count]
+        if kv.weighed:
+            mask[:, :cached] += kv.bias(rows)
+            mask[:, -count:] += kv.bias(new)
         return mask
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, LiveSpec, Sampling
-from dycoke_edge.dycoke import WINDOW, anchors, cosine
+from dycoke_edge.dycoke import stand_ins
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
@@ -22,6 +22,7 @@ from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.gate import FrameGate
 from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
+from dycoke_edge.runtime.live_window import Compared, Window
 from dycoke_edge.runtime.loop import Decoder, Ids
 from dycoke_edge.runtime.reply import Piece, pieces
 from dycoke_edge.runtime.stats import Stats, why_not
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.pipeline import VideoLLM
 
 Image = NDArray[np.uint8]
-ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's place in its window
 
 
 @dataclass
@@ -61,7 +61,7 @@ class LiveVideo:
         self._decoder = Decoder(llm.layers, self.kv)
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()
-        self._window = list[AnyArray]()  # tokens [N, E] of the current window's frames
+        self._window = Window(spec)
         self.engine.load("vision")  # now, not when the first frame comes
         llm.layers.load()
         self.clear()
@@ -85,7 +85,7 @@ class LiveVideo:
     def nbytes(self) -> int:
         """Bytes in use: KV rows, the tokens that the next frame is compared with, the gate's picture."""
         gate = self._gate.nbytes if self._gate else 0
-        return self.kv.live_nbytes + sum(tokens.nbytes for tokens in self._window) + gate
+        return self.kv.live_nbytes + self._window.nbytes + gate
 
     def push(self, image: Image, time: float | None = None) -> Pushed:
         """Take the next frame, uint8 [H, W, 3] of any size, seen at `time` in seconds of any clock."""
@@ -181,21 +181,23 @@ class LiveVideo:
 
     def _take(self, tokens: AnyArray, time: float | None, began: float) -> Pushed:
         """Merge a frame's tokens and prefill those that stay."""
-        anchor, similarity, cut = self._anchor(tokens)
+        ratio, keep = self.compression.merge_ratio, self.compression.positions == "keep"
         with self.stats.timed("merge"):
-            kept, index = visual.merge_frame(self.bundle, self.engine, anchor, tokens, self.compression.merge_ratio)
-        keep = self.compression.positions == "keep"
+            anchor, similarity, cut = self._window.compare(tokens)
+            before, numbered = (anchor.tokens, anchor.numbers) if anchor else (None, None)
+            kept, index = visual.merge_frame(self.bundle, self.engine, before, tokens, ratio)
         frame = Held(len(kept), len(tokens) if keep else len(kept), time, time)
         evicted = self._make_room(frame)
+        numbers = stand_ins(index, self.kv.num_visual, numbered)
         try:
             with self.stats.timed("prefill"):
-                self._see(kept, index if keep else np.arange(len(kept), dtype=np.int32), frame.span)
+                self._see(kept, index if keep else np.arange(len(kept), dtype=np.int32), frame.span, numbers)
         except BaseException:
             self.clear()  # rows of half a frame may be there
             raise
         self._frames.append(frame)
-        if self.compression.merge_ratio:
-            self._window.append(tokens)
+        if ratio:
+            self._window.append(Compared(tokens, numbers))
         return Pushed(False, cut, similarity, len(tokens), len(kept), evicted, _since(began))
 
     def _repeats(self, image: Image) -> bool:
@@ -203,23 +205,6 @@ class LiveVideo:
             return False
         with self.stats.timed("gate"):
             return self._gate.repeats(image)
-
-    def _anchor(self, tokens: AnyArray) -> tuple[AnyArray | None, float | None, bool]:
-        """What a frame is merged against, how similar it is, and whether it is a scene cut. Begins a window when due.
-
-        No window is longer than the memory: merge counts on its first frame, which was kept whole, being there.
-        """
-        if len(self._window) >= min(WINDOW, self.spec.memory_frames):
-            self._window.clear()
-        if not self._window or self.compression.merge_ratio == 0:
-            return None, None, False
-        anchor = self._window[ANCHOR[len(self._window)]]
-        with self.stats.timed("merge"):
-            similarity = float(cosine(np.asarray(anchor), np.asarray(tokens)).mean())  # a few 100 KB off a GPU
-        cut = self.spec.scene_cut is not None and similarity < self.spec.scene_cut
-        if cut:
-            self._window.clear()
-        return None if cut else anchor, similarity, cut
 
     def _make_room(self, frame: Held) -> int:
         """Evict the oldest frames until one more fits into memory, and re-base positions before they run out."""
@@ -238,13 +223,19 @@ class LiveVideo:
     def _forget_oldest(self) -> None:
         oldest = self._frames.popleft()
         self._decoder.forget(oldest.rows, oldest.span)
+        self._window.evicted(oldest.rows)
         self.stats.evicted_tokens += oldest.rows
 
-    def _see(self, kept: AnyArray, positions: NDArray[np.int32], span: int) -> None:
+    def _see(self, kept: AnyArray, positions: NDArray[np.int32], span: int, numbers: NDArray[np.int64]) -> None:
+        """Prefill a frame's kept tokens [m, E]; `numbers` [N] say which token in memory stands for each of its own."""
+        counts = None
+        if self.compression.weigh and self.compression.merge_ratio:
+            counts = np.bincount(numbers, minlength=self.kv.num_visual + len(kept))
+            counts[: self.kv.num_visual] += self.kv.counts
         if self._empty:
             self._decoder.begin(self._prefix, self._room.text)
             self._empty = False
-        self._decoder.see(kept, positions, span)
+        self._decoder.see(kept, positions, span, counts)
 
     def _question(self, prompt: Asked) -> Ids:
         """The ids after the video: the newline that the model puts there, the question, the template's end."""
@@ -266,7 +257,6 @@ class LiveVideo:
         stats.visual_tokens_in = stats.frames * self.bundle.model.tokens_per_frame
         stats.visual_tokens_kept = self.kv.num_visual
         stats.merge_applied = stats.visual_tokens_kept < stats.visual_tokens_in
-        stats.kv_bytes_reserved = self.kv.nbytes
         stats.why_not = why_not(stats.frames, self.compression)
         return stats
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.engine import AnyArray
-from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.kv import Counts, KVBuffer
 from dycoke_edge.runtime.step import Side, Step
 
 Array = NDArray[Any]
@@ -29,6 +29,7 @@ class Prompt:
     visual: AnyArray | None = None  # [M, E]
     visual_positions: NDArray[np.int32] | None = None  # [M], counted from the span's first position
     visual_span: int = 0  # positions the visual span takes
+    counts: Counts | None = None  # [M], for how many tokens each visual one stands; None: nothing is weighed
 
     @property
     def num_visual(self) -> int:
@@ -125,12 +126,20 @@ class Decoder:
         self.kv.reset(text_rows)
         self.position = self._prefix = self._oldest = self._newest = 0
 
-    def see(self, visual: AnyArray, positions: NDArray[np.int32], span: int) -> None:
+    def see(
+        self,
+        visual: AnyArray,
+        positions: NDArray[np.int32],
+        span: int,
+        counts: Counts | None = None,
+    ) -> None:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
 
-        A question and its answer are forgotten first: what comes later in the video must not see them.
+        `counts` say for how many tokens each visual token stands, those that are there already and these; given once,
+        they are given always. A question and its answer are forgotten first: what comes later in the video must not
+        see them.
         """
-        self._see(visual, positions, span, NO_TEXT)
+        self._see(visual, positions, span, NO_TEXT, counts)
 
     def read(self, suffix: Ids) -> None:
         """Compute a question [Q] after all that was seen; `logits` are then those of the answer's first token."""
@@ -190,7 +199,7 @@ class Decoder:
             self.begin(prompt.prefix, text_rows)
         visual, positions, read = prompt.visual, prompt.visual_positions, False
         if visual is not None and positions is not None:
-            read = self._see(visual, positions, prompt.visual_span, prompt.suffix)
+            read = self._see(visual, positions, prompt.visual_span, prompt.suffix, prompt.counts)
         if not read:
             self.read(prompt.suffix)
 
@@ -209,12 +218,16 @@ class Decoder:
             if self._request != request:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
 
-    def _see(self, visual: AnyArray, positions: NDArray[np.int32], span: int, suffix: Ids) -> bool:
+    def _see(
+        self, visual: AnyArray, positions: NDArray[np.int32], span: int, suffix: Ids, counts: Counts | None
+    ) -> bool:
         """As `see`; with the last of the visual tokens go those of the suffix, if a pass takes both. True if so."""
         self.rewind()
         kv, layers, begin, text = self.kv, self.layers, self.position, len(suffix)
         joined = False
+        self._weigh(counts, 0)  # also where all of a frame was dropped
         for part in layers.chunks(kv, len(visual)):
+            self._weigh(counts, part.stop - part.start)
             at = begin + positions[part]
             joined = 0 < text <= layers.joint - (part.stop - part.start) and part.stop == len(visual)
             if joined:
@@ -223,6 +236,12 @@ class Decoder:
         self._newest = begin + span
         self.position = self._newest + text * joined
         return joined
+
+    def _weigh(self, counts: Counts | None, coming: int) -> None:
+        """The visual tokens there are and those that come next."""
+        assert self.kv.weighed <= (counts is not None), "all tokens have weights or none has"
+        if counts is not None:
+            self.kv.weigh(counts[: self.kv.num_visual + coming])
 
     def _text(self, ids: Ids) -> None:
         for part in self.layers.chunks(self.kv, len(ids)):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
 from dycoke_edge.config_camera import Camera
-from dycoke_edge.dycoke import count_merged
+from dycoke_edge.dycoke import count_merged, stands_for
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
@@ -100,7 +100,7 @@ class VideoLLM:
     ) -> Iterator[Piece]:
         """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for. `on_seen`
         hears once of the frames and of which of their tokens entered the decoder."""
-        stats = Stats(kv_bytes_reserved=self.kv.nbytes)
+        stats = Stats()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
         sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)
 
@@ -244,9 +244,10 @@ class VideoLLM:
         stats.text_tokens += 1
         stats.merge_applied = len(kept) < stats.visual_tokens_in
         suffix = np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
+        counts = stands_for(index, *tokens.shape[:2]) if compression.weigh and compression.merge_ratio else None
         if compression.positions == "keep":
-            return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in), index
-        return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept)), index
+            return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in, counts), index
+        return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept), counts), index
 
     def _answer(
         self, prompt: Prompt, compression: Compression, sampling: Sampling, stats: Stats, began: float

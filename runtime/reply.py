@@ -53,6 +53,6 @@ def pieces(steps: Iterator[Step], text: TextStream, kv: KVBuffer, stats: Stats, 
         else:
             stats.inter_token_latencies.append(seconds)
         stats.count(step)
-        stats.kv_bytes = kv.live_nbytes
+        stats.kv_bytes, stats.kv_bytes_reserved = kv.live_nbytes, kv.nbytes
         yield Piece(text.push(step.token), step.token, stats)
         last = perf_counter()

@@ -72,6 +72,8 @@ CASES = {
     "merge-0.5": Case(9, 3, Compression(merge_ratio=0.5, refresh_threshold=0.85), refreshes=12, returned=11),
     "positions-keep": Case(16, 1, Compression(positions="keep", refresh_threshold=0.8), refreshes=4, returned=3),
     "positions-keep-often": Case(9, 1, Compression(positions="keep"), refreshes=57, returned=56),
+    "weighed": Case(16, 0, Compression(refresh_threshold=0.85, weigh=True), refreshes=14, returned=13),
+    "weighed-often": Case(16, 2, Compression(positions="keep", weigh=True), refreshes=47, returned=46),
     "official": Case(16, 1, Compression(mode="official", refresh_threshold=0.8), refreshes=9, returned=3),
     "free-parked": Case(9, 0, Compression(free_parked=True), refreshes=1, returned=0),
 }

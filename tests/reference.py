@@ -76,6 +76,18 @@ def merge(tokens: Tensor, merge_ratio: float, mode: str = "paper") -> Tensor:
     return torch.cat(kept)
 
 
+def weights(index: Tensor, frames: int, count: int) -> Tensor:
+    """For how many of the F*N tokens each kept one of `index` [M] stands, mode "paper", fp32 [M]: a dropped one is
+    counted at the first kept one on its way from partner to partner."""
+    place = {token: at for at, token in enumerate(index.tolist())}
+    standing = torch.zeros(len(index))
+    for token in range(frames * count):
+        while token not in place:
+            token -= count * (2 if token // count % 4 == 2 else 1)
+        standing[place[token]] += 1
+    return standing
+
+
 def similarities(a: Tensor, b: Tensor) -> Tensor:
     """Cosine along the last axis in float64; 0 where a vector is zero."""
     return cosine_similarity(a.double(), b.double(), dim=-1, eps=1e-60)
@@ -138,6 +150,7 @@ class Decoder:
         nothing = torch.empty(0, self.groups, self.dim)
         self.keys: list[Tensor] = [nothing for _ in self.inner.layers]
         self.values: list[Tensor] = [nothing for _ in self.inner.layers]
+        self.bias = torch.zeros(0)  # of the first columns, added to every score
 
     def norm(self, weight: Tensor, x: Tensor) -> Tensor:
         """RMSNorm. x: [T, E]."""
@@ -164,6 +177,7 @@ class Decoder:
         keys = self.keys[index].repeat_interleave(shared, dim=1)
         values = self.values[index].repeat_interleave(shared, dim=1)
         scores = torch.einsum("thd,shd->hts", query, keys) / math.sqrt(self.dim)
+        scores[..., : len(self.bias)] += self.bias
         weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
         mixed = torch.einsum("hts,shd->thd", weights, values).reshape(len(x), -1)
         x = x + attention.o_proj(mixed)
@@ -223,6 +237,8 @@ def generate(
         positions = torch.cat((torch.arange(start), start + kept, after))
     trace = Trace(num_visual=len(kept))
     chooser, decoder = Chooser(len(kept), compression, trace), Decoder(model)
+    if compression.weigh and visual is not None:
+        decoder.bias = torch.cat((torch.zeros(start), weights(kept, *visual.shape[:2]).log()))
     logits = decoder.prefill(x, positions)
     span = slice(start, start + len(kept))
     for position in range(int(positions[-1]) + 1, int(positions[-1]) + max_new_tokens):

@@ -13,10 +13,8 @@ from benchmarks import accuracy, accuracy_report, methods
 from benchmarks.methods import Contestant, Method
 from benchmarks.scenes import questions, world
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
-from benchmarks.weighed import stands_for
 from dycoke_edge import Compression, UsageError, VideoLLM
 from dycoke_edge.config import Clip
-from dycoke_edge.dycoke import merge_indices
 from dycoke_edge.export.shipped import named
 from examples.demo import CLIP, QUESTIONS
 from examples.make_scene import SEED
@@ -87,37 +85,12 @@ def test_fastv_with_room_for_all_changes_nothing(bench: Path) -> None:
     assert [a.active for a in few] == [int(8 * 49 * 0.05)] * 2
 
 
-def test_a_kept_token_stands_for_those_that_were_like_it() -> None:
-    # frames of 2; frame 1 is compared with 0, 2 with 0, 3 with 2: the second token of frame 0 stands for all four
-    assert stands_for(np.array([0, 1, 2, 4, 6], np.int32), 4, 2).tolist() == [1, 4, 1, 1, 1]
-    assert stands_for(merge_indices(TOKENS, 0.5), 8, 4).sum() == 32
-    assert stands_for(np.arange(32, dtype=np.int32), 8, 4).tolist() == [1] * 32
-
-
-def test_weights_of_one_change_nothing_and_a_heavy_token_is_seen(bench: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    contestant = Contestant(VideoLLM.load(bench / f"bundle-{methods.SPLIT}", kv_capacity=1024))
-    tokens = contestant.encode(world.draw(world.plan(3, "test", 8)))
-    plain, weighed = (methods.methods()[name] for name in ("both 0.7", "both 0.7, weighed"))
-    monkeypatch.setattr(methods, "stands_for", lambda index, *shape: np.ones(len(index)))
-    asked = ["How many objects are there?", "Describe the video."]
-    assert contestant.answer(weighed, tokens, asked, 0) == contestant.answer(plain, tokens, asked, 0)
-    heavy = np.full(250, 1e-6)
-    heavy[17] = 1.0
-    layers, decoder = contestant._layers, contestant._weighed
-    layers.bias = np.log(heavy).astype(np.float32)
-    decoder.begin(np.array([1]), 20)
-    decoder.see(tokens.reshape(-1, tokens.shape[-1])[:250], np.arange(250, dtype=np.int32), 250)
-    layers.shallow(decoder.kv, layers.embed[[2, 3]], decoder.position + np.arange(2), "right")
-    attention = layers.visual_attention(decoder.kv, 2)
-    assert attention.argmax() == 17 and attention[17] > 100 * np.delete(attention, 17).max()
-
-
 def test_asking_again_is_asking_alone(bench: Path) -> None:
     """Every method answers a question as if it were the only one: nothing of the one before is left."""
     contestant = Contestant(VideoLLM.load(bench / "bundle-3", threads=1, kv_capacity=2048))
     tokens = contestant.encode(world.draw(world.plan(9, "test", 8)))
     rows = methods.methods()
-    for name in ("both 0.7", "both 0.7, one-shot", "both 0.7, official", "FastV at 14 %"):
+    for name in ("both 0.7", "both 0.7, weighed", "both 0.7, one-shot", "both 0.7, official", "FastV at 14 %"):
         _, (first, _, last) = contestant.answer(rows[name], tokens, ["Describe the video."] * 3, 0)
         assert first == last, name
     reply = contestant.llm.generate(

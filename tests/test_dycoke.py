@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.config import Compression, EngineSpec
-from dycoke_edge.dycoke import KeepPolicy, cosine, count_merged, kept_per_frame, merge_indices
+from dycoke_edge.dycoke import KeepPolicy, anchors, cosine, count_merged, kept_per_frame, merge_indices, stands_for
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.engine import Engine, open_engine
 from dycoke_edge.runtime.visual import merge
@@ -124,6 +124,26 @@ def test_ties_go_to_the_lower_index() -> None:
 def test_kept_tokens_come_in_raster_order_not_by_similarity() -> None:
     tokens = clip("RRRRR", "RURRL")  # the last token is the least similar
     assert merge_indices(tokens, 0.5).tolist() == [0, 1, 2, 3, 4, 5 + 1, 5 + 4]
+
+
+def test_a_kept_token_stands_for_those_that_were_like_it() -> None:
+    """Frames of 2: frame 1 is compared with 0, 2 with 0, 3 with 2; what frame 2 dropped, frame 0 stands for in 3."""
+    assert stands_for(np.array([0, 1, 2, 4, 6], np.int32), 4, 2).tolist() == [1, 4, 1, 1, 1]
+    assert stands_for(np.array([0, 1, 5], np.int32), 4, 2).tolist() == [4, 2, 2]
+    assert stands_for(np.arange(32, dtype=np.int32), 8, 4).tolist() == [1] * 32
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("frames", [1, 2, 5, 9, 16])
+def test_what_a_token_stands_for_is_the_naive_walk(frames: int, ratio: float) -> None:
+    index = merge_indices(random_clip(frames, 5), ratio)
+    kept, before = {int(i): 0 for i in index}, {frame: anchor for anchor, frame in anchors(frames)}
+    for frame, place in np.ndindex(frames, 5):
+        while frame * 5 + place not in kept:
+            frame = before[frame]
+        kept[frame * 5 + place] += 1
+    assert stands_for(index, frames, 5).tolist() == list(kept.values())
+    assert sum(kept.values()) == frames * 5
 
 
 def test_zero_vectors_have_similarity_zero() -> None:

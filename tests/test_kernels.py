@@ -14,7 +14,7 @@ from dycoke_edge.runtime.gpu.decode import ATTEND_BLOCK, CHOOSE_BLOCK
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, frames_dim, queries
 from dycoke_edge.runtime.gpu.kernels import suffix
-from dycoke_edge.runtime.gpu.rows import DeviceRows
+from dycoke_edge.runtime.gpu.rows import NULL, DeviceRows
 from dycoke_edge.runtime.gpu.state import PART, STATE
 from dycoke_edge.runtime.kv import KVBuffer
 from tests.test_kv import model_spec
@@ -33,9 +33,11 @@ def read(state: DeviceArray) -> Any:
     return state.numpy().view(STATE)[0]
 
 
-@pytest.mark.parametrize("cached", [0, 1, 31, 200, 700])
+@pytest.mark.parametrize(("cached", "weighed"), [(0, False), (1, True), (31, False), (200, True), (700, False)])
 @pytest.mark.parametrize(("dim", "dtype", "heads"), [(64, "f2", 14), (128, "f2", 7), (64, "f4", 6), (128, "f4", 8)])
-def test_attention_is_softmax_over_all_rows(device: Device, dim: int, dtype: str, heads: int, cached: int) -> None:
+def test_attention_is_softmax_over_all_rows(
+    device: Device, dim: int, dtype: str, heads: int, cached: int, weighed: bool
+) -> None:
     groups = 1 if heads == 7 else 2
     group, capacity, parts, position = heads // groups, 800, 9, 37
     random = np.random.default_rng(cached)
@@ -52,8 +54,10 @@ def test_attention_is_softmax_over_all_rows(device: Device, dim: int, dtype: str
     sums = DeviceArray.empty(device, (parts * heads * dim,), np.float32)
     split = DeviceArray.empty(device, (parts * heads * PART.itemsize,), np.uint8)
     tickets = DeviceArray.empty(device, (groups,), np.int32)
+    bias = random.uniform(0, 3, capacity).astype(np.float32) * weighed
     given = [state, DeviceArray.of(device, qkv), DeviceArray.of(device, turn), slab[0], slab[1]]
-    pointers = [array.pointer for array in [*given, context, sums, split, tickets, scores, softmax]]
+    added = DeviceArray.of(device, bias) if weighed else NULL
+    pointers = [*given, added, context, sums, split, tickets, scores, softmax]
     name = f"attend_f{'16' if dtype == 'f2' else '32'}_{dim}"
     sizes = c_int32(group), c_int32(capacity), c_int32(0)
     launch = device.kernel(name, (parts, groups, 1), ATTEND_BLOCK, *pointers, *sizes)
@@ -66,7 +70,7 @@ def test_attention_is_softmax_over_all_rows(device: Device, dim: int, dtype: str
     values = np.concatenate((values, qkv[heads + groups :].astype(dtype).astype(np.float32)[None]))
     np.testing.assert_allclose(slab.numpy()[0, row], keys[-1], atol=2e-3 if dtype == "f2" else 1e-5)
     np.testing.assert_array_equal(slab.numpy()[1, row], values[-1].astype(dtype))
-    want = np.einsum("hd,shd->hs", turned[:heads], np.repeat(keys, group, 1))
+    want = np.einsum("hd,shd->hs", turned[:heads], np.repeat(keys, group, 1)) + bias[first : row + 1]
     weight = np.exp(want - want.max(1, keepdims=True))
     weight /= weight.sum(1, keepdims=True)
     np.testing.assert_allclose(scores.numpy()[:, : cached + 1], want, atol=5e-3 if dtype == "f2" else 1e-4)
@@ -206,33 +210,39 @@ def test_the_largest_logit_and_the_lower_of_two(device: Device, size: int) -> No
         assert ring.numpy()[read(state)["step"] - 1].view(np.int32)[4] == 0
 
 
-@pytest.mark.parametrize("cached", [0, 3, 64, 200])
+@pytest.mark.parametrize(("cached", "weighed"), [(0, False), (3, True), (64, False), (200, True), (0, True)])
 @pytest.mark.parametrize(("tokens", "left"), [(1, 0), (1, 1), (70, 70), (70, 0), (131, 100), (300, 299), (140, 1)])
 @pytest.mark.parametrize(("dim", "dtype"), [(32, "f2"), (64, "f2"), (128, "f2"), (64, "f4")])
-def test_attention_of_many_tokens(device: Device, dim: int, dtype: str, tokens: int, left: int, cached: int) -> None:
+def test_attention_of_many_tokens(
+    device: Device, dim: int, dtype: str, tokens: int, left: int, cached: int, weighed: bool
+) -> None:
     heads, groups = 4, 2
     columns, width, random = cached + tokens, (heads + 2 * groups) * dim, np.random.default_rng(tokens)
     qkv = (random.standard_normal((tokens, width)) / dim**0.25).astype(dtype)
     keys, values = random.standard_normal((2, columns, groups, dim)).astype(dtype)
     context = DeviceArray.empty(device, (tokens, heads, dim), dtype)
+    bias = random.uniform(0, 3, columns).astype(np.float32) * weighed
     arrays = [DeviceArray.of(device, array) for array in (qkv, keys, values)]
+    added = DeviceArray.of(device, bias) if weighed else NULL
     sizes = map(c_int32, (width, tokens, columns, left, heads, groups))
     grid = heads, -(-tokens // queries(np.dtype(dtype), dim)), 1
-    device.kernel(f"attend_rows_{suffix(np.dtype(dtype))}_{dim}", grid, FLASH_BLOCK, *arrays, context, *sizes)()
+    device.kernel(f"attend_rows_{suffix(np.dtype(dtype))}_{dim}", grid, FLASH_BLOCK, *arrays, added, context, *sizes)()
     number = np.full(columns, -1)  # of the new token that a column is
     number[:left], number[left + cached :] = np.arange(left), np.arange(left, tokens)
     hidden = number[None] > np.arange(tokens)[:, None]
     keys, values = (np.repeat(rows, heads // groups, 1) for rows in (keys, values))
     query = qkv[:, : heads * dim].reshape(tokens, heads, dim)
     np.testing.assert_allclose(
-        context.numpy(), attention(query, keys, values, hidden), atol=5e-3 if dtype == "f2" else 1e-5
+        context.numpy(), attention(query, keys, values, bias, hidden), atol=5e-3 if dtype == "f2" else 1e-5
     )
 
 
-def attention(query: Array, keys: Array, values: Array, hidden: Array | None = None) -> Array:
-    """[T, H, D] of queries [T, H, D] over keys and values [S, H, D], but for hidden [T, S], in fp32."""
+def attention(
+    query: Array, keys: Array, values: Array, bias: Array | float = 0.0, hidden: Array | None = None
+) -> Array:
+    """[T, H, D] of queries [T, H, D] over keys and values [S, H, D] with bias [S], but for hidden [T, S], in fp32."""
     query, keys, values = (array.astype(np.float32) for array in (query, keys, values))
-    scores = np.einsum("thd,shd->hts", query, keys)
+    scores = np.einsum("thd,shd->hts", query, keys) + bias
     if hidden is not None:
         scores[:, hidden] = -np.inf
     weight = np.exp(scores - scores.max(2, keepdims=True))

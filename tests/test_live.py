@@ -18,7 +18,7 @@ from torch import Tensor
 from dycoke_edge import Compression, EngineError, LiveSpec, LiveVideo, Message, Sampling, UsageError, VideoLLM
 from dycoke_edge.dycoke import count_merged
 from dycoke_edge.runtime.engine import AnyArray
-from dycoke_edge.runtime.live import ANCHOR
+from dycoke_edge.runtime.live_window import ANCHOR
 from dycoke_edge.runtime.loop import Prompt
 from tests import reference
 from tests.test_parity import frames

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from dycoke_edge import Compression, Message, Sampling, VideoLLM
-from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.loop import Prompt
+from dycoke_edge.runtime.stats import Stats
 from dycoke_edge.runtime.step import Step
 from tests import lively, reference
 
@@ -108,15 +108,8 @@ def answer(llm: VideoLLM, case: lively.Case, count: int = TOKENS) -> tuple[list[
     model = llm.bundle.model
     tokens = llm.engine.empty((len(pixels), model.tokens_per_frame, model.hidden_size), np.float32)
     llm.engine.run("vision", {"pixels": pixels}, {"tokens": tokens})
-    kept, index = visual.merge(llm.bundle, llm.engine, tokens, case.compression)
-    keep = case.compression.positions == "keep"
-    prompt = Prompt(
-        prefix=np.array(lively.PREFIX_IDS),
-        suffix=np.array([llm.bundle.manifest.newline_id, *lively.SUFFIX_IDS]),
-        visual=kept,
-        visual_positions=index if keep else np.arange(len(kept), dtype=np.int32),
-        visual_span=tokens.shape[0] * tokens.shape[1] if keep else len(kept),
-    )
+    prefix, suffix = np.array(lively.PREFIX_IDS), np.array(lively.SUFFIX_IDS)
+    prompt, _ = llm.assemble(prefix, suffix, tokens, case.compression, Stats())
     return list(llm._decoder.decode(prompt, case.compression, replace(GREEDY, max_new_tokens=count))), prompt
 
 

@@ -3,7 +3,7 @@ the same one whatever the length: what changes from step to step lies in device 
 
 from __future__ import annotations
 
-from ctypes import c_float, c_int32, c_void_p
+from ctypes import c_float, c_int32
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ import numpy as np
 from dycoke_edge.runtime.gpu.device import CudaGraph, Device, DeviceArray, Launch
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 from dycoke_edge.runtime.gpu.records import RING, Records
-from dycoke_edge.runtime.gpu.rows import DeviceRows
+from dycoke_edge.runtime.gpu.rows import NULL, DeviceRows
 from dycoke_edge.runtime.gpu.state import OFFSETS, PART
 from dycoke_edge.runtime.gpu.weights import Weights
 
 ATTEND_BLOCK, MOST_PARTS = 128, 128  # of kernels/attend.cu
 CHOOSE_BLOCK = 1024  # of kernels/keep.cu
 PICK_BLOCKS = 64
-NULL = c_void_p(0)
 
 
 class DecodeScratch:
@@ -79,8 +78,8 @@ class DecodeScratch:
 
 
 class DecodeStep:
-    """A step over one KV buffer, with or without choosing what the deep layers attend to. The buffer's rows own it:
-    it knows their addresses and does not keep them alive."""
+    """A step over one KV buffer, with or without choosing what the deep layers attend to, and with or without weights
+    as they are now. The buffer's rows own it: it knows their addresses and does not keep them alive."""
 
     def __init__(self, scratch: DecodeScratch, rows: DeviceRows, choosing: bool) -> None:
         self._scratch, self._device = scratch, scratch.device
@@ -134,7 +133,7 @@ class DecodeStep:
 
     def _attend(self, rows: DeviceRows, index: int, deep: bool, watched: bool) -> Launch:
         s, spec = self._scratch, self._scratch.weights.spec
-        planes = rows.slab[2 * index], rows.slab[2 * index + 1]
+        planes = rows.slab[2 * index], rows.slab[2 * index + 1], rows.bias or NULL
         seen = (self._scores, s.heads) if watched else (NULL, NULL)
         sizes = c_int32(spec.num_heads // spec.kv_heads), c_int32(rows.capacity), c_int32(deep)
         work = s.context, s.part_sums, s.part_softmax, s.tickets

@@ -148,7 +148,8 @@ class KernelLayers:
 
     def _step(self, kv: KVBuffer, choosing: bool) -> DecodeStep:
         assert isinstance(kv.rows, DeviceRows)
-        if choosing not in kv.rows.steps:
-            kv.rows.steps[choosing] = DecodeStep(self._scratch, kv.rows, choosing)
-        step: DecodeStep = kv.rows.steps[choosing]
+        kind = choosing, kv.weighed
+        if kind not in kv.rows.steps:
+            kv.rows.steps[kind] = DecodeStep(self._scratch, kv.rows, choosing)
+        step: DecodeStep = kv.rows.steps[kind]
         return step

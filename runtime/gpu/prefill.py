@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dycoke_edge.runtime.gpu.device import Argument, Device, DeviceArray
 from dycoke_edge.runtime.gpu.flash import FLASH_BLOCK, queries
 from dycoke_edge.runtime.gpu.kernels import BLOCK, VECTOR, suffix, warps
+from dycoke_edge.runtime.gpu.rows import NULL, DeviceRows
 from dycoke_edge.runtime.gpu.weights import Layer, Weights
 from dycoke_edge.runtime.kv import KVBuffer
 
@@ -80,9 +81,14 @@ class Prefill:
         keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
         sizes = self.width, part.count, seen.stop - seen.start, left, self.heads, self.groups
         grid = self.heads, -(-part.count // queries(self.dtype, self.dim)), 1
-        arrays = part.qkv, keys, values, part.context
+        arrays = part.qkv, keys, values, self._bias(kv, seen), part.context
         name = f"attend_rows_{self._suffix}_{self.dim}"
         self.device.kernel(name, grid, FLASH_BLOCK, *arrays, *map(c_int32, sizes))()
+
+    def _bias(self, kv: KVBuffer, rows: slice) -> Argument | DeviceArray:
+        """What is added to the scores of these rows, if anything is."""
+        assert isinstance(kv.rows, DeviceRows)
+        return NULL if kv.rows.bias is None else kv.rows.bias[rows]
 
     def _finish(self, layer: Layer, part: _Part) -> None:
         """What comes after attention: out, norm, MLP, both added to `hidden`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import c_int32, c_int64
+from ctypes import c_int32, c_int64, c_void_p
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray, Launch
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix
+
+NULL = c_void_p(0)
 
 
 class DeviceRows:
@@ -28,14 +30,21 @@ class DeviceRows:
         self.slot = DeviceArray.empty(device, (capacity,), np.int32)
         self.pairs = DeviceArray.empty(device, (capacity, 2), np.int32)
         self.swaps = DeviceArray.empty(device, (1,), np.int32)
+        self._bias: DeviceArray | None = None  # fp32 [capacity], made when something is weighed
+        self._weighed = False
         self.decided = False  # the GPU may have exchanged rows since `slot` was read
         self.visual = 0  # slots that it knows of
-        self.steps: dict[bool, Any] = {}  # what decodes over these rows, made once
+        self.steps: dict[tuple[bool, bool], Any] = {}  # what decodes over these rows, made once
 
     @property
     def nbytes(self) -> int:
         """Bytes reserved."""
-        return self.slab.nbytes
+        return self.slab.nbytes + (self._bias.nbytes if self._bias else 0)
+
+    @property
+    def bias(self) -> DeviceArray | None:
+        """fp32 [capacity], what is added to the scores of each row; None where nothing is weighed."""
+        return self._bias if self._weighed else None
 
     def plane(self, index: int, rows: slice) -> DeviceArray:
         """A view [n, G, D]."""
@@ -47,7 +56,7 @@ class DeviceRows:
     def clear(self) -> None:
         """The whole slab reads as zeros again."""
         self.device.zero(self.slab.address, self.slab.nbytes)
-        self.decided = False
+        self.decided = self._weighed = False
 
     def swap(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
         """Exchange rows in every plane."""
@@ -59,7 +68,17 @@ class DeviceRows:
         """Exchanges as many of `pairs` as `swaps`, an int32, says: a number that only the GPU may know."""
         planes, grid = self.slab.shape[0], 8 * self.device.multiprocessors
         sizes = c_int64(self.slab.nbytes // planes), c_int32(self.row_bytes), c_int32(planes)
-        return self.device.kernel("exchange", grid, BLOCK, swaps, self.pairs, self.slab, *sizes)
+        moved = swaps, self.pairs, self.slab, self.bias or NULL
+        return self.device.kernel("exchange", grid, BLOCK, *moved, *sizes)
+
+    def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
+        """From now on `bias` [n] is added to the scores of these rows, until `clear`; 0 to those of others."""
+        if self._bias is None:
+            self._bias = DeviceArray.empty(self.device, (self.capacity,), np.float32)
+        elif not self._weighed:
+            self.device.zero(self._bias.address, self._bias.nbytes)
+        self._weighed = True
+        self._bias[rows] = bias
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows, in fp32."""

@@ -11,7 +11,8 @@ constexpr int AT_ONCE = 4;  // rows a lane loads before it looks at the first
 constexpr int LEAST_ROWS = 32;  // of a part; not tuned yet
 constexpr int MOST_PARTS = 128;  // parts that are joined
 
-// What a launch is given. qkv [(H + 2 G) D] of the token, before RoPE; keys and values: the first row of a layer's slab.
+// What a launch is given. qkv [(H + 2 G) D] of the token, before RoPE; keys and values: the first row of a layer's slab;
+// bias [capacity] on the scores of each row, or null.
 template <class T>
 struct Attend {
   const State* state;
@@ -19,6 +20,7 @@ struct Attend {
   const float* turn;  // [D] cosines, then sines, of the token's position
   T* keys;
   T* values;
+  const float* bias;
   T* context;    // [H, D]
   float* sums;   // [G, parts, R, D]
   Part* parts;   // [G, parts, R]
@@ -122,11 +124,13 @@ DEVICE void attend(const Attend<T> a) {
   for (int tile = begin; tile < end; tile += TILE) {
     int count = min(TILE, end - tile);
     Vec16 keys[AT_ONCE], values[AT_ONCE];
+    float weighs[AT_ONCE];  // what a row's scores begin with, in one of its lanes
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
       long long row = rows.first + tile + min(place + i * stride, count - 1), at = (row * groups + kv) * D + column;
       keys[i] = *reinterpret_cast<const Vec16*>(a.keys + at);
       values[i] = *reinterpret_cast<const Vec16*>(a.values + at);
+      weighs[i] = a.bias && column == 0 ? a.bias[row] : 0.0f;
     }
     __syncthreads();
 #pragma unroll
@@ -137,7 +141,7 @@ DEVICE void attend(const Attend<T> a) {
 #pragma unroll
       for (int h = 0; h < HEADS; h++) {
         if (h >= group) break;
-        float dot = 0.0f;
+        float dot = weighs[i];
 #pragma unroll
         for (int e = 0; e < width; e++) dot += q[h][e] * k[e];
 #pragma unroll
@@ -213,9 +217,9 @@ DEVICE void attend(const Attend<T> a) {
 
 #define ATTEND(T, suffix, D)                                                                                            \
   extern "C" __global__ void KERNEL(attend_##suffix##_##D)                                                                                         \
-  (const State* state, const float* qkv, const float* turn, T* keys, T* values, T* context, float* sums, Part* parts, \
+  (const State* state, const float* qkv, const float* turn, T* keys, T* values, const float* bias, T* context, float* sums, Part* parts, \
    int* tickets, float* scores, Part* heads, int group, int capacity, int deep) {                                       \
-    Attend<T> a = {state, qkv, turn, keys, values, context, sums, parts, tickets, scores, heads, group, capacity, deep}; \
+    Attend<T> a = {state, qkv, turn, keys, values, bias, context, sums, parts, tickets, scores, heads, group, capacity, deep}; \
     attend<T, D>(a);                                                                                                    \
   }
 

@@ -7,8 +7,8 @@ DEVICE Attention<T> head_of_frame(const T* qkv, T* context, int patches, int hea
   int wide = heads * dim, head = blockIdx.y * dim;
   long long begin = (long long)blockIdx.z * patches;
   const T* queries = qkv + begin * 3 * wide + head;
-  Attention<T> a = {queries, queries + wide, queries + 2 * wide, context + begin * wide + head, 3 * wide, 3 * wide,
-                    wide, patches, patches, 0, dim, scale};
+  Attention<T> a = {queries, queries + wide, queries + 2 * wide, nullptr, context + begin * wide + head, 3 * wide,
+                    3 * wide, wide, patches, patches, 0, dim, scale};
   return a;
 }
 

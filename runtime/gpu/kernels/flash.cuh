@@ -15,6 +15,7 @@ struct Attention {
   const T* queries;  // [tokens, D]
   const T* keys;     // [columns, D]
   const T* values;
+  const float* bias;                      // [columns] on unscaled scores, or null
   T* context;                             // [tokens, D]
   int query_row, key_row, context_row;  // elements from one row to the next
   int tokens, columns, left;
@@ -114,6 +115,16 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) score[t][n][i] = 0.0f;
+    if (a.bias) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          float own = a.bias[min(tile + n * 8 + 2 * c + i, a.columns - 1)];
+#pragma unroll
+          for (int t = 0; t < TILES; t++) score[t][n][i] = score[t][n][2 + i] = own;
+        }
+    }
 #pragma unroll
     for (int s = 0; s < steps; s++)
 #pragma unroll
@@ -207,6 +218,7 @@ DEVICE void attend_floats(const Attention<float> a, int block) {
     bool seen = own_columns.has(column);
     float score = seen ? 0.0f : -INFINITY;
     const float* key = a.keys + (long long)column * a.key_row;
+    if (seen && a.bias) score = a.bias[column];
     if (seen)
       for (int d = 0; d < a.dim; d++) score += query[warp][d] * key[d];
     float best = fmaxf(most, warp_max(score)), factor = expf(most - best), own = expf(score - best);
