@@ -188,6 +188,7 @@ def test_options_that_cannot_be(tiny_bundle: Path) -> None:
     for make in (
         lambda: Compression(merge_ratio=float("nan")),
         lambda: Compression(mode="fast"),  # type: ignore[arg-type]
+        lambda: Compression(mode="official", weigh=True),
         lambda: Clip(num_frames=0),
         lambda: Clip(start=2, end=1),
         lambda: EngineSpec(threads=-1),

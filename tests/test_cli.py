@@ -100,6 +100,7 @@ def test_an_image_and_text_alone(capsys: Capture, tiny_bundle: Path, tmp_path: P
         (("--positions", "keep"), 56),
         (("--prune-ratio", 0), 56),
         (("--free-parked",), 56),
+        (("--weigh",), 56),
         (("--refresh-threshold", 1), 56),
         (("--threads", 1, "--vision-batch", 3, "--prefill-chunk", 7, "--resident", "--kv-capacity", 128), 56),
         (("--provider", "cpu", "--mode", "paper", "--positions", "reassign"), 56),

@@ -44,7 +44,9 @@ def facts(step: Step) -> tuple[int, int, bool, int]:
     return step.token, step.active, step.refreshed, step.returned
 
 
-@pytest.mark.parametrize("name", ["merge-0.7-often", "positions-keep-often", "official", "free-parked"])
+@pytest.mark.parametrize(
+    "name", ["merge-0.7-often", "positions-keep-often", "weighed", "weighed-often", "official", "free-parked"]
+)
 def test_answers_are_those_of_the_graphs(tiny_bundle: Path, llm: VideoLLM, device: Device, name: str) -> None:
     case, own = lively.CASES[name], kernels(tiny_bundle, device)
     want, got = answer(llm, case, TOKENS)[0], answer(own, case, TOKENS)[0]
@@ -85,11 +87,22 @@ def test_a_captured_step_is_one_launch_and_changes_nothing(tiny_bundle: Path) ->
     assert device.launches - before == prefill + TOKENS - 2
 
 
-def test_the_order_of_threads_does_not_matter(tiny_bundle: Path) -> None:
-    case = lively.CASES["merge-0.7-often"]
+@pytest.mark.parametrize("name", ["merge-0.7-often", "weighed-often"])
+def test_the_order_of_threads_does_not_matter(tiny_bundle: Path, name: str) -> None:
+    case = lively.CASES[name]
     want = answer(kernels(tiny_bundle, EmulatedDevice()), case, 6)[0]
     for order in (1, 5):
         assert answer(kernels(tiny_bundle, EmulatedDevice(order=order)), case, 6)[0] == want
+
+
+def test_weights_of_one_answer_are_not_those_of_the_next(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    own, before = kernels(tiny_bundle, device), llm.kv.nbytes
+    for name in ("merge-0.7-often", "weighed-often", "merge-0.7-often", "weighed"):
+        assert own.kv.nbytes == before
+        case = lively.CASES[name]
+        want = [facts(step) for step in answer(llm, case, 12)[0]]
+        assert [facts(step) for step in answer(own, case, 12)[0]] == want, name
+        before += 4 * ROWS * (name == "weighed-often")  # made once, when it is needed
 
 
 def test_text_alone_and_a_question_of_one_token(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
@@ -121,11 +134,11 @@ def test_a_stop_token_ends_an_answer_that_the_gpu_is_ahead_of(tiny_bundle: Path,
     assert own.generate("What?", frames(4), sampling=free).token_ids == want
 
 
-def live_tokens(llm: VideoLLM) -> Iterator[list[int]]:
+def live_tokens(llm: VideoLLM, weigh: bool) -> Iterator[list[int]]:
     """Questions about a video that outgrows its memory, with an answer left half-way."""
-    asked = Sampling(max_new_tokens=6, stop_token_ids=())
-    live = llm.live(Compression(refresh_threshold=0.99), LiveSpec(6, 0.0, max_question_tokens=40, max_answer_tokens=8))
-    other = llm.live(Compression.off(), LiveSpec(2, 0.0, max_question_tokens=40, max_answer_tokens=8))
+    asked, room = Sampling(max_new_tokens=6, stop_token_ids=()), {"max_question_tokens": 40, "max_answer_tokens": 8}
+    live = llm.live(Compression(refresh_threshold=0.99, weigh=weigh), LiveSpec(6, 0.0, **room))
+    other = llm.live(Compression.off(), LiveSpec(2, 0.0, **room))
     for number, frame in enumerate(frames(12)):
         live.push(frame)
         if number % 4 == 3:
@@ -136,8 +149,9 @@ def live_tokens(llm: VideoLLM) -> Iterator[list[int]]:
             yield [token for pair in pairs for token in (pair[0].token, pair[1].token)]
 
 
-def test_live_videos_evict_and_take_turns(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
-    assert list(live_tokens(kernels(tiny_bundle, device))) == list(live_tokens(llm))
+@pytest.mark.parametrize("weigh", [False, True])
+def test_live_videos_evict_and_take_turns(tiny_bundle: Path, llm: VideoLLM, device: Device, weigh: bool) -> None:
+    assert list(live_tokens(kernels(tiny_bundle, device), weigh)) == list(live_tokens(llm, weigh))
 
 
 def test_positions_are_moved_back(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:

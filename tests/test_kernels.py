@@ -104,6 +104,10 @@ def test_the_kept_set_and_its_rows_are_those_of_the_host(device: Device, count: 
     policy = KeepPolicy(count, ratio)
     state = stated(device, keep=1, num_keep=policy.num_active, origin=host.origin, num_visual=count, num_active=count)
     rows.decide(own.slot[:count])
+    counts = random.integers(1, 9, count)
+    for kv in (host, own):
+        kv.weigh(counts)
+    assert rows.bias is not None
     attention, lists = DeviceArray.empty(device, (count,), np.float32), DeviceArray.empty(device, (2, count), np.int32)
     chosen = [state, attention, rows.slot, lists[0], lists[1], rows.pairs]
     choose = device.kernel("choose", 1, CHOOSE_BLOCK, *(array.pointer for array in chosen))
@@ -123,6 +127,7 @@ def test_the_kept_set_and_its_rows_are_those_of_the_host(device: Device, count: 
         assert (now["swaps"], bool(now["refreshed"]), now["num_active"]) == (moved, policy.refreshed, host.num_active)
         np.testing.assert_array_equal(rows.slot[:count].numpy(), host.slot[:count])
         np.testing.assert_array_equal(rows.slab.numpy(), host.slab)
+        np.testing.assert_array_equal(rows.bias.numpy()[:count], host.bias(slice(0, count)))
         assert step or count < 3 or ratio in (0.0, 1.0) or moved
 
 

@@ -101,6 +101,7 @@ class Machine(RuleBasedStateMachine):
         self.visual: list[Array] = []  # [2 * layers, G, D] each, oldest first
         self.text: list[Array] = []
         self.active: list[bool] = []
+        self.counts: list[int] | None = None  # of visual tokens, if they are weighed
         self.freed = False
 
     def fresh(self, count: int) -> Array:
@@ -129,10 +130,19 @@ class Machine(RuleBasedStateMachine):
     def grow_left(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(0, self.left_room))
         content = self.fresh(count)
+        if self.counts is not None:
+            self.weigh(count)
         write(self.kv, self.kv.left(count), content)
         self.kv.grow_left(count)
         self.visual += [content[:, row] for row in range(count)]
         self.active = [True] * len(self.visual)
+
+    @precondition(lambda self: not self.freed)
+    @rule(coming=st.just(0))
+    def weigh(self, coming: int) -> None:
+        """All tokens there are, and those that come next."""
+        self.counts = self.random.integers(1, 9, len(self.visual) + coming).tolist()
+        self.kv.weigh(np.array(self.counts, np.int64))
 
     @rule(data=st.data())
     def grow_right(self, data: st.DataObject) -> None:
@@ -160,6 +170,7 @@ class Machine(RuleBasedStateMachine):
         count = data.draw(st.integers(0, len(self.visual)))
         self.kv.evict(count)
         del self.visual[:count], self.active[:count]
+        self.counts = self.counts and self.counts[count:]
 
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
@@ -209,6 +220,20 @@ class Machine(RuleBasedStateMachine):
             np.testing.assert_array_equal(slab[planes, row], content[planes])
 
     @invariant()
+    def every_row_weighs_what_its_token_does(self) -> None:
+        assert self.kv.weighed == (self.counts is not None)
+        assert self.kv.counts.tolist() == (self.counts or [1] * len(self.visual))
+        want = np.zeros(self.CAPACITY, np.float32)
+        for token, count in enumerate(self.counts or []):
+            want[self.kv.slot[token]] = np.log(count)
+        for bias in self.biases(self.kv.shallow):
+            np.testing.assert_array_equal(bias, want[self.kv.shallow])
+
+    def biases(self, rows: slice) -> list[Array]:
+        """What is added to the scores of rows, as everybody who keeps it says."""
+        return [self.kv.bias(rows)] if self.kv.weighed else []
+
+    @invariant()
     def text_is_in_order_right_of_the_origin(self) -> None:
         slab = self.slab
         for place, content in enumerate(self.text):
@@ -238,6 +263,11 @@ class DeviceMachine(Machine):
 
     def device(self) -> Device:
         return EmulatedDevice()
+
+    def biases(self, rows: slice) -> list[Array]:
+        held = self.kv.rows.bias  # type: ignore[attr-defined]
+        assert (held is None) != self.kv.weighed
+        return super().biases(rows) + ([np.asarray(held)[rows]] if self.kv.weighed else [])
 
 
 class HalfDeviceMachine(DeviceMachine):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dycoke_edge import Compression, EngineError, LiveSpec, LiveVideo, Message, Sampling, UsageError, VideoLLM
-from dycoke_edge.dycoke import count_merged
+from dycoke_edge.dycoke import count_merged, merge_indices, stands_for
 from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.live_window import ANCHOR
 from dycoke_edge.runtime.loop import Prompt
@@ -140,6 +140,24 @@ def test_answers_that_begin_alike_are_refused(llm: VideoLLM, answers: tuple[str,
         live.score("What?", answers)
 
 
+@pytest.mark.parametrize("memory", [16, 6, 3])
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 1.0])
+def test_tokens_weigh_what_they_do_in_the_whole_clip(llm: VideoLLM, ratio: float, memory: int) -> None:
+    """Of what merge dropped so far; where an older frame went, what it stood for went too."""
+    live = llm.live(Compression(merge_ratio=ratio, weigh=True), replace(PLAIN, memory_frames=memory))
+    for number, frame in enumerate(tokens := llm.encode(frames(16))):
+        live.push_tokens(frame)
+        seen, window = tokens[: number + 1], min(4, memory)
+        parts = [seen[at : at + window] for at in range(0, number + 1, window)]
+        whole = [stands_for(merge_indices(part, ratio), len(part), N) for part in parts]
+        assert live.kv.counts.tolist() == np.concatenate(whole)[-live.kv.num_visual :].tolist()
+        if number % 4 == 2:
+            ids(live)
+    live.clear()
+    live.push_tokens(tokens[0])
+    assert live.kv.counts.tolist() == [1] * N and (live.kv.bias(live.kv.shallow) == 0).all()
+
+
 # for ever
 
 
@@ -182,8 +200,10 @@ class Streaming(reference.Decoder):
 class Replay:
     """What a live video does, in plain words: whole-frame lists, keys computed afresh, `limit` positions."""
 
-    def __init__(self, model: Any, llm: VideoLLM, spec: LiveSpec, ratio: float, limit: int) -> None:
-        self.decoder, self.spec, self.ratio = Streaming(model), spec, ratio
+    def __init__(
+        self, model: Any, llm: VideoLLM, spec: LiveSpec, ratio: float, limit: int, weigh: bool = False
+    ) -> None:
+        self.decoder, self.spec, self.ratio, self.weigh = Streaming(model), spec, ratio, weigh
         self.embed = model.model.language_model.embed_tokens.weight
         self.newline = reference.newline(model)
         self.text, self.prefix = llm.text, llm.text.encode("?", "video")[0]
@@ -191,23 +211,44 @@ class Replay:
         self.position, self.rebases = len(self.prefix), 0
         self.sizes = list[int]()
         self.window = list[Tensor]()
+        self.counted = list[
+            list[list[int]]
+        ]()  # of the window's frames, for every place the count of what stands for it
+        self.counts = list[list[int]]()  # of all rows in memory
         self.decoder.feed(self.embed[self.prefix], 0)
 
     def push(self, tokens: Tensor) -> None:
         self.window = [*self.window, tokens] if len(self.window) < 4 else [tokens]
         flat = reference.merge(torch.stack(self.window), self.ratio, "paper")
-        kept = tokens[flat[flat >= N * (len(self.window) - 1)] % N]
+        places = flat[flat >= N * (len(self.window) - 1)] % N
+        kept = tokens[places]
+        self.count(places.tolist())
         start = len(self.prefix)
         if len(self.sizes) == self.spec.memory_frames:
-            self.decoder.drop(slice(start, start + self.sizes.pop(0)))
+            gone = self.sizes.pop(0)
+            self.decoder.drop(slice(start, start + gone))
+            del self.counts[:gone]
         if self.position + len(kept) > self.limit:
             offset = int(self.decoder.at[start]) - start
             self.decoder.at[start:] -= offset
             self.position -= offset
             self.rebases += 1
+        if self.weigh:
+            weights = torch.tensor([count for (count,) in self.counts])
+            self.decoder.bias = torch.cat((torch.zeros(start), weights.log()))
         self.decoder.feed(kept, self.position)
         self.position += len(kept)
         self.sizes.append(len(kept))
+
+    def count(self, kept: list[int]) -> None:
+        """Each place of the newest frame, at its own token if it was kept, else where it is for the frame before."""
+        number = len(self.window) - 1
+        self.counted = self.counted[:number]
+        before = self.counted[(0, 0, 0, 2)[number]] if number else []
+        self.counted.append([[0] if place in kept else before[place] for place in range(N)])
+        self.counts += [self.counted[-1][place] for place in kept]
+        for one in self.counted[-1]:
+            one[0] += 1
 
     def ask(self, prompt: str, count: int) -> tuple[Array, list[int], list[float]]:
         """The first token's logits, greedy ids and by how much each led."""
@@ -239,15 +280,15 @@ def limited(tiny_bundle: Path, tmp_path: Path) -> Callable[[int], VideoLLM]:
     return load
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.7])
+@pytest.mark.parametrize(("ratio", "weigh"), [(0.0, False), (0.7, False), (0.7, True)])
 @torch.no_grad()
 def test_far_past_the_models_positions_it_is_as_if_computed_afresh(
-    limited: Callable[[int], VideoLLM], model: Any, ratio: float
+    limited: Callable[[int], VideoLLM], model: Any, ratio: float, weigh: bool
 ) -> None:
     limit, spec = 280, replace(PLAIN, memory_frames=8)
     llm = limited(limit)
-    live = llm.live(Compression(merge_ratio=ratio, prune_ratio=0.0), spec)
-    replay = Replay(model, llm, spec, ratio, limit)
+    live = llm.live(Compression(merge_ratio=ratio, prune_ratio=0.0, weigh=weigh), spec)
+    replay = Replay(model, llm, spec, ratio, limit, weigh)
     tokens, checked = llm.encode(frames(16)), 0
     for number in range(200):
         frame = tokens[number * 7 % 16]
@@ -678,7 +719,8 @@ def test_tokens_of_another_form_are_refused(llm: VideoLLM) -> None:
 def test_any_order_of_calls_keeps_the_books(limited: Callable[[int], VideoLLM], seed: int) -> None:
     random, llm = np.random.default_rng(seed), limited(330)
     spec = replace(PLAIN, memory_frames=int(random.integers(1, 9)), gate_threshold=4.0, scene_cut=0.9)
-    live = llm.live(Compression(merge_ratio=float(random.choice([0.0, 0.5, 0.9])), refresh_threshold=0.95), spec)
+    ratio, weigh = float(random.choice([0.0, 0.5, 0.9])), bool(seed % 2)
+    live = llm.live(Compression(merge_ratio=ratio, refresh_threshold=0.95, weigh=weigh), spec)
     open_answers = []
     for _ in range(120):
         what = random.choice(
@@ -703,3 +745,4 @@ def test_any_order_of_calls_keeps_the_books(limited: Callable[[int], VideoLLM], 
         assert decoder.position <= llm.bundle.model.max_positions
         assert live.stats.frames == live.stats.gated + live.stats.encoded
         assert len(live._window) <= live.num_frames or not live._window
+        assert kv.num_visual <= kv.counts.sum() <= live.num_frames * N and (not live.num_frames or kv.counts.min() > 0)
