@@ -56,11 +56,13 @@ def test_answers_are_those_of_the_graphs(tiny_bundle: Path, llm: VideoLLM, devic
     np.testing.assert_array_equal(own.kv.slot[:count], llm.kv.slot[:count])
 
 
-@pytest.mark.parametrize("beyond", [-1, 0, 100])
+@pytest.mark.parametrize(
+    ("name", "beyond"), [("merge-0.7-often", -1), ("merge-0.7-often", 0), ("weighed", 0), ("merge-0.7-often", 100)]
+)
 def test_the_question_goes_with_the_last_frames_where_it_fits(
-    tiny_bundle: Path, llm: VideoLLM, device: Device, monkeypatch: pytest.MonkeyPatch, beyond: int
+    tiny_bundle: Path, llm: VideoLLM, device: Device, monkeypatch: pytest.MonkeyPatch, name: str, beyond: int
 ) -> None:
-    case, run, ran = lively.CASES["merge-0.7-often"], Prefill.run, list[int]()
+    case, run, ran = lively.CASES[name], Prefill.run, list[int]()
     want, prompt = answer(llm, case, TOKENS)
     prefix, visual, suffix = len(prompt.prefix), prompt.num_visual, len(prompt.suffix)
 
