@@ -101,7 +101,6 @@ class Machine(RuleBasedStateMachine):
         self.visual: list[Array] = []  # [2 * layers, G, D] each, oldest first
         self.text: list[Array] = []
         self.active: list[bool] = []
-        self.counts: list[int] | None = None  # of visual tokens, if they are weighed
         self.freed = False
 
     def fresh(self, count: int) -> Array:
@@ -130,19 +129,10 @@ class Machine(RuleBasedStateMachine):
     def grow_left(self, data: st.DataObject) -> None:
         count = data.draw(st.integers(0, self.left_room))
         content = self.fresh(count)
-        if self.counts is not None:
-            self.weigh(count)
         write(self.kv, self.kv.left(count), content)
         self.kv.grow_left(count)
         self.visual += [content[:, row] for row in range(count)]
         self.active = [True] * len(self.visual)
-
-    @precondition(lambda self: not self.freed)
-    @rule(coming=st.just(0))
-    def weigh(self, coming: int) -> None:
-        """All tokens there are, and those that come next."""
-        self.counts = self.random.integers(1, 9, len(self.visual) + coming).tolist()
-        self.kv.weigh(np.array(self.counts, np.int64))
 
     @rule(data=st.data())
     def grow_right(self, data: st.DataObject) -> None:
@@ -170,7 +160,6 @@ class Machine(RuleBasedStateMachine):
         count = data.draw(st.integers(0, len(self.visual)))
         self.kv.evict(count)
         del self.visual[:count], self.active[:count]
-        self.counts = self.counts and self.counts[count:]
 
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
@@ -220,20 +209,6 @@ class Machine(RuleBasedStateMachine):
             np.testing.assert_array_equal(slab[planes, row], content[planes])
 
     @invariant()
-    def every_row_weighs_what_its_token_does(self) -> None:
-        assert self.kv.weighed == (self.counts is not None)
-        assert self.kv.counts.tolist() == (self.counts or [1] * len(self.visual))
-        want = np.zeros(self.CAPACITY, np.float32)
-        for token, count in enumerate(self.counts or []):
-            want[self.kv.slot[token]] = np.log(count)
-        for bias in self.biases(self.kv.shallow):
-            np.testing.assert_array_equal(bias, want[self.kv.shallow])
-
-    def biases(self, rows: slice) -> list[Array]:
-        """What is added to the scores of rows, as everybody who keeps it says."""
-        return [self.kv.bias(rows)] if self.kv.weighed else []
-
-    @invariant()
     def text_is_in_order_right_of_the_origin(self) -> None:
         slab = self.slab
         for place, content in enumerate(self.text):
@@ -264,11 +239,6 @@ class DeviceMachine(Machine):
     def device(self) -> Device:
         return EmulatedDevice()
 
-    def biases(self, rows: slice) -> list[Array]:
-        held = self.kv.rows.bias  # type: ignore[attr-defined]
-        assert (held is None) != self.kv.weighed
-        return super().biases(rows) + ([np.asarray(held)[rows]] if self.kv.weighed else [])
-
 
 class HalfDeviceMachine(DeviceMachine):
     """That in fp16."""
@@ -297,6 +267,40 @@ for one in (DeviceMachine, HalfDeviceMachine, CudaMachine):
 TestDeviceMachine = DeviceMachine.TestCase
 TestHalfDeviceMachine = HalfDeviceMachine.TestCase
 TestCudaMachine = pytest.mark.gpu(pytest.mark.skipif(bool(no_gpu()), reason=no_gpu())(CudaMachine.TestCase))
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_weights_go_where_their_tokens_go(where: str) -> None:
+    spec, size, random = model_spec(), 24, np.random.default_rng(0)
+    kv = KVBuffer(spec, size, DeviceRows(EmulatedDevice(), spec, size) if where == "device" else None)
+    counts = np.empty(0, np.int64)
+    for step in range(300):
+        move, room = random.choice(["see", "see", "refresh", "evict", "reset"], p=[0.2, 0.2, 0.3, 0.2, 0.1]), kv.left(0)
+        if move == "reset" or not step:
+            kv.reset(int(random.integers(1, 12)))
+            kv.grow_right(1)
+            counts = counts[:0]
+            assert not kv.weighed and not (isinstance(kv.rows, DeviceRows) and kv.rows.bias)
+            continue
+        if move == "see":  # what comes changes what older tokens stand for
+            coming = int(random.integers(0, room.start + 1))
+            counts = random.integers(1, 9, len(counts) + coming)
+            kv.weigh(counts)
+            kv.grow_left(coming)
+        elif move == "evict":
+            gone = int(random.integers(0, len(counts) + 1))
+            kv.evict(gone)
+            counts = counts[gone:]
+        else:
+            kv.refresh(random.random(len(counts)) < 0.5)
+        if not kv.weighed:
+            continue
+        assert kv.counts.tolist() == counts.tolist()
+        want = np.zeros(size, np.float32)
+        want[kv.slot[: len(counts)]] = np.log(counts)
+        np.testing.assert_array_equal(kv.bias(kv.shallow), want[kv.shallow])
+        if isinstance(kv.rows, DeviceRows):
+            np.testing.assert_array_equal(np.asarray(kv.rows.bias)[kv.shallow], want[kv.shallow])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
