@@ -15,7 +15,7 @@ from dycoke_edge.dycoke import KeepPolicy
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
 from dycoke_edge.runtime.gpu.rows import DeviceRows
-from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.kv import Counts, KVBuffer
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Side, Step
 
@@ -52,8 +52,6 @@ class GraphLayers:
 
     Nothing here outlives a call but `logits`, fp32 [1, V], which hold what the last call computed.
     """
-
-    joint = 0  # the graphs take new rows in one piece
 
     def __init__(self, spec: ModelSpec, engine: Engine, embed: Array, chunk: int) -> None:
         self.spec, self.engine, self.embed, self.chunk = spec, engine, embed, chunk
@@ -95,6 +93,19 @@ class GraphLayers:
         if capacity >= self._no_mask.size:
             self._no_mask = np.zeros((1, capacity + 1), np.float32)
 
+    def prefill(
+        self,
+        kv: KVBuffer,
+        visual: AnyArray,
+        text: NDArray[np.int64],
+        positions: NDArray[np.integer],
+        counts: Counts | None = None,
+    ) -> None:
+        """Visual tokens [M, E], then text [Q], at positions [M + Q]. A run writes its rows to one place, so that none
+        takes tokens of both."""
+        self._add(kv, visual, positions[: len(visual)], "left", counts)
+        self._add(kv, self.embed[text], positions[len(visual) :], "right")
+
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
         """Cut `total` tokens into chunks, smaller ones behind many cached rows: scores take T * (S + T) a head."""
         start = 0
@@ -104,20 +115,22 @@ class GraphLayers:
             yield slice(start, start + size)
             start += size
 
-    def forward(
+    def _add(
         self,
         kv: KVBuffer,
         embeds: AnyArray,
         positions: NDArray[np.integer],
         side: Side,
-        text: Array | None = None,
+        counts: Counts | None = None,
     ) -> None:
         """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
-        assert text is None, "joint is 0"
-        inputs, rows = self.shallow(kv, embeds, positions, side)
-        self.deep(kv, inputs, rows)
         grow = kv.grow_left if side == "left" else kv.grow_right
-        grow(len(embeds))
+        for part in self.chunks(kv, len(embeds)):
+            if counts is not None:
+                kv.weigh(counts[: kv.num_visual + part.stop - part.start])
+            inputs, rows = self.shallow(kv, embeds[part], positions[part], side)
+            self.deep(kv, inputs, rows)
+            grow(part.stop - part.start)
 
     def shallow(
         self, kv: KVBuffer, embeds: AnyArray, positions: NDArray[np.integer], side: Side

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +13,11 @@ from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.kv import Counts, KVBuffer
-from dycoke_edge.runtime.step import Side, Step
+from dycoke_edge.runtime.step import Step
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
-NO_TEXT: Ids = np.empty(0, np.int64)
+NO_VISUAL, NO_TEXT = np.empty((0, 0), np.float32), np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Prompt:
 
     prefix: Ids  # [P]
     suffix: Ids  # [Q]; begins with the newline the model puts after a video
-    visual: AnyArray | None = None  # [M, E]
-    visual_positions: NDArray[np.int32] | None = None  # [M], counted from the span's first position
+    visual: AnyArray = field(default_factory=lambda: NO_VISUAL)  # [M, E]
+    visual_positions: AnyArray = field(default_factory=lambda: NO_TEXT)  # [M], counted from the span's first position
     visual_span: int = 0  # positions the visual span takes
     counts: Counts | None = None  # [M], for how many tokens each visual one stands; None: nothing is weighed
 
     @property
     def num_visual(self) -> int:
         """M."""
-        return 0 if self.visual is None else len(self.visual)
+        return len(self.visual)
 
     @property
     def num_text(self) -> int:
@@ -43,14 +43,9 @@ class Prompt:
 
 
 class Layers(Protocol):
-    """The decoder's layers on memory of their own: what runs a chunk of tokens, or one step, over any KV buffer."""
+    """The decoder's layers on memory of their own: what runs a part of a prompt, or one step, over any KV buffer."""
 
-    embed: Array  # [V+1, E], on the host
     inverse: NDArray[np.float32]  # [D/2] RoPE frequencies
-
-    @property
-    def joint(self) -> int:
-        """Most tokens of a pass over visual ones and text after them; 0 where a pass takes one kind."""
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -71,19 +66,13 @@ class Layers(Protocol):
     def reserve(self, kv: KVBuffer) -> None:
         """Scratch memory for a KV buffer, once for the largest that is served."""
 
-    def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
-        """Cut `total` tokens into parts that fit the scratch memory."""
-
-    def forward(
-        self,
-        kv: KVBuffer,
-        embeds: AnyArray,
-        positions: NDArray[np.integer],
-        side: Side,
-        text: Array | None = None,
+    def prefill(
+        self, kv: KVBuffer, visual: AnyArray, text: Ids, positions: NDArray[np.integer], counts: Counts | None = None
     ) -> None:
-        """Compute tokens, embeds [T, E], and add their rows to a side of the buffer. With `text` [Q, E], which follows
-        visual tokens, in one pass: T + Q <= joint positions."""
+        """Compute a part of a prompt, visual tokens [M, E] and then text [Q] at positions [M + Q], either of them
+        possibly empty, and add their rows to the left and the right of the buffer. It is cut so that it fits the
+        scratch memory; when that fails half-way, the rows of what came before are there. `counts` [num_visual + M] are
+        given to the buffer as the tokens they are for are computed."""
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """`max_new_tokens` tokens, the first from `logits`; each is computed when it is asked for, at the earliest
@@ -105,7 +94,6 @@ class Decoder:
         self._oldest = 0  # position of the oldest visual token
         self._newest = 0  # position after the newest one: where a question begins
         self._request = 0
-        self._begun: tuple[Ids, int] | None = None  # a prefix and its text rows, if nothing came after them
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -115,36 +103,28 @@ class Decoder:
     def begin(self, prefix: Ids, text_rows: int) -> None:
         """Forget everything, keep `text_rows` rows for text, prefix [P] included, and compute the prefix."""
         self.clear(text_rows)
-        self._text(prefix)
+        self.read(prefix)
         self._prefix = self._oldest = self._newest = self.position
-        self._begun = prefix, text_rows
 
     def clear(self, text_rows: int) -> None:
         """Forget everything and give its memory back; keep `text_rows` rows for text. `begin` comes next."""
         self._request += 1
-        self._begun = None
         self.kv.reset(text_rows)
         self.position = self._prefix = self._oldest = self._newest = 0
 
-    def see(
-        self,
-        visual: AnyArray,
-        positions: NDArray[np.int32],
-        span: int,
-        counts: Counts | None = None,
-    ) -> None:
+    def see(self, visual: AnyArray, positions: NDArray[np.int32], span: int, counts: Counts | None = None) -> None:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
 
         `counts` say for how many tokens each visual token stands, those that are there already and these; given once,
         they are given always. A question and its answer are forgotten first: what comes later in the video must not
         see them.
         """
-        self._see(visual, positions, span, NO_TEXT, counts)
+        assert self.kv.weighed <= (counts is not None), "all tokens have weights or none has"
+        self._compute(visual, positions, span, NO_TEXT, counts)
 
     def read(self, suffix: Ids) -> None:
         """Compute a question [Q] after all that was seen; `logits` are then those of the answer's first token."""
-        self.rewind()
-        self._text(suffix)
+        self._compute(NO_VISUAL, NO_TEXT, 0, suffix)
 
     def answer(self, suffix: Ids, compression: Compression, sampling: Sampling) -> Generator[Step, None, None]:
         """Read a question and yield the answer's tokens; both are forgotten when the iterator ends or is closed."""
@@ -163,7 +143,6 @@ class Decoder:
         """Forget the question and the answer; every visual row is active again, unless parked ones were freed."""
         kv = self.kv
         self._request += 1
-        self._begun = None
         kv.truncate(self._prefix)
         if not kv.freed:
             kv.refresh(np.ones(kv.num_visual, np.bool_))
@@ -190,18 +169,13 @@ class Decoder:
         return offset
 
     def prefill(self, prompt: Prompt, max_new_tokens: int) -> None:
-        """Compute a prompt in chunks; `logits` then hold the first token's. KVOverflow if it cannot fit whole. A prompt
-        that `begin` was given the prefix of goes on from there."""
+        """Compute a prompt; `logits` then hold the first token's. KVOverflow if it cannot fit whole."""
         text_rows = prompt.num_text + max_new_tokens
         if text_rows + prompt.num_visual > self.kv.capacity:
             raise KVOverflow(text_rows + prompt.num_visual, self.kv.capacity)
-        if self._begun is None or self._begun[0] is not prompt.prefix or self._begun[1] != text_rows:
-            self.begin(prompt.prefix, text_rows)
-        visual, positions, read = prompt.visual, prompt.visual_positions, False
-        if visual is not None and positions is not None:
-            read = self._see(visual, positions, prompt.visual_span, prompt.suffix, prompt.counts)
-        if not read:
-            self.read(prompt.suffix)
+        self.begin(prompt.prefix, text_rows)
+        positions = np.asarray(prompt.visual_positions)
+        self._compute(prompt.visual, positions, prompt.visual_span, prompt.suffix, prompt.counts)
 
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
@@ -218,33 +192,19 @@ class Decoder:
             if self._request != request:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
 
-    def _see(
-        self, visual: AnyArray, positions: NDArray[np.int32], span: int, suffix: Ids, counts: Counts | None
-    ) -> bool:
-        """As `see`; with the last of the visual tokens go those of the suffix, if a pass takes both. True if so."""
+    def _compute(
+        self,
+        visual: AnyArray,
+        positions: NDArray[np.integer],
+        span: int,
+        text: Ids,
+        counts: Counts | None = None,
+    ) -> None:
+        """Forget what was asked, add visual tokens that take `span` positions, and read text after them."""
         self.rewind()
-        kv, layers, begin, text = self.kv, self.layers, self.position, len(suffix)
-        joined = False
-        self._weigh(counts, 0)  # also where all of a frame was dropped
-        for part in layers.chunks(kv, len(visual)):
-            self._weigh(counts, part.stop - part.start)
-            at = begin + positions[part]
-            joined = 0 < text <= layers.joint - (part.stop - part.start) and part.stop == len(visual)
-            if joined:
-                at = np.concatenate([at, begin + span + np.arange(text)])
-            layers.forward(kv, visual[part], at, "left", layers.embed[suffix] if joined else None)
-        self._newest = begin + span
-        self.position = self._newest + text * joined
-        return joined
-
-    def _weigh(self, counts: Counts | None, coming: int) -> None:
-        """The visual tokens there are and those that come next."""
-        assert self.kv.weighed <= (counts is not None), "all tokens have weights or none has"
-        if counts is not None:
-            self.kv.weigh(counts[: self.kv.num_visual + coming])
-
-    def _text(self, ids: Ids) -> None:
-        for part in self.layers.chunks(self.kv, len(ids)):
-            count = part.stop - part.start
-            self.layers.forward(self.kv, self.layers.embed[ids[part]], self.position + np.arange(count), "right")
-            self.position += count
+        if counts is not None:  # also where all of a frame was dropped
+            self.kv.weigh(counts[: self.kv.num_visual])
+        newest = self.position + span
+        at = np.concatenate((self.position + positions, newest + np.arange(len(text))))
+        self.layers.prefill(self.kv, visual, text, at, counts)
+        self._newest, self.position = newest, newest + len(text)

@@ -21,7 +21,7 @@ from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.decoding import open_layers
-from dycoke_edge.runtime.engine import AnyArray, Engine, device_of, open_engine
+from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.loop import Decoder, Prompt
@@ -118,8 +118,7 @@ class VideoLLM:
         began = perf_counter()
         assembled = Prompt(prefix, suffix)
         if len(frames):
-            text_rows = num_text + 1 + sampling.max_new_tokens  # one for the newline after the video
-            tokens = self._encode(frames, stats, on_progress, lambda: self._decoder.begin(prefix, text_rows))
+            tokens = self._encode(frames, stats, on_progress)
             assembled, kept = self.assemble(prefix, suffix, tokens, compression, stats)
             on_seen(Seen(frames, kept))
         yield from self._answer(assembled, compression, sampling, stats, began)
@@ -196,15 +195,9 @@ class VideoLLM:
         if visual_rows + text_rows > self.spec.kv_capacity:
             raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)
 
-    def _encode(
-        self,
-        frames: NDArray[np.uint8],
-        stats: Stats,
-        on_progress: Progress,
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> AnyArray:
+    def _encode(self, frames: NDArray[np.uint8], stats: Stats, on_progress: Progress) -> AnyArray:
         """Visual tokens [F, N, E]. Unless they stay or the video is live, vision and decoder are never in memory
-        together. `meanwhile` is called where a GPU still encodes and the host would wait for it; elsewhere not."""
+        together."""
         began, in_turn = perf_counter(), not (self.spec.stays or self._lives)
         if in_turn:
             self.layers.unload()
@@ -217,14 +210,7 @@ class VideoLLM:
         )
         if in_turn:
             self.engine.unload("vision")
-        device = device_of(self.engine)
-        if in_turn or device is None:
-            self.engine.synchronize()
-        else:
-            encoded = device.event()
-            encoded.record()
-            meanwhile()
-            encoded.wait()
+        self.engine.synchronize()
         stats.vision_latency = perf_counter() - began
         return tokens
 

@@ -11,10 +11,9 @@ import pytest
 from dycoke_edge import Compression, Sampling, VideoLLM
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.config import BenchSpec, Decoding, EngineSpec, LiveSpec
-from dycoke_edge.runtime import bench, visual
+from dycoke_edge.runtime import bench
 from dycoke_edge.runtime.gpu.layers import KernelLayers
 from dycoke_edge.runtime.layers import GraphLayers
-from dycoke_edge.runtime.loop import Decoder
 from tests.emulator import EmulatedDevice
 from tests.test_ort_cuda import OnHost
 from tests.test_parity import frames
@@ -39,29 +38,6 @@ def test_a_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM, dec
         for name in ("visual_tokens_kept", "mean_active_rows", "refreshes", "kv_bytes", "kv_bytes_reserved"):
             assert getattr(got.stats, name) == getattr(want.stats, name), name
         assert got.stats.kv_compaction_latency is None or decoder == "graphs"
-
-
-def test_the_prefix_is_computed_while_a_gpu_encodes(
-    tiny_bundle: Path, llm: VideoLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order, begin, merge = list[str](), Decoder.begin, visual.merge
-
-    def noted(name: str, of: Any) -> Any:
-        def call(*args: Any) -> Any:
-            order.append(name)
-            return of(*args)
-
-        return call
-
-    monkeypatch.setattr(Decoder, "begin", noted("begin", begin))
-    monkeypatch.setattr(visual, "merge", noted("merge", merge))
-    ids = []
-    for made, want in ((emulated(tiny_bundle), ["begin", "merge"]), (llm, ["merge", "begin"])):
-        for question in ("What?", "And then?"):
-            ids.append(made.generate(question, frames(9), sampling=SHORT).token_ids)
-            assert order == want
-            order.clear()
-    assert ids[:2] == ids[2:]
 
 
 def test_a_live_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM) -> None:

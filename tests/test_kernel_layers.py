@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.layers import KernelLayers
 from dycoke_edge.runtime.gpu.prefill import Prefill
 from dycoke_edge.runtime.kv import KVBuffer
-from dycoke_edge.runtime.loop import Decoder
+from dycoke_edge.runtime.live import LiveVideo
+from dycoke_edge.runtime.loop import NO_VISUAL, Decoder
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Step
 from tests import lively
@@ -57,24 +59,61 @@ def test_answers_are_those_of_the_graphs(tiny_bundle: Path, llm: VideoLLM, devic
 
 
 @pytest.mark.parametrize(
-    ("name", "beyond"), [("merge-0.7-often", -1), ("merge-0.7-often", 0), ("weighed", 0), ("merge-0.7-often", 100)]
+    ("name", "chunk"),
+    [*(("positions-keep-often", chunk) for chunk in (1, 7, 64, 512)), ("weighed", 7), ("weighed", 512)],
 )
-def test_the_question_goes_with_the_last_frames_where_it_fits(
-    tiny_bundle: Path, llm: VideoLLM, device: Device, monkeypatch: pytest.MonkeyPatch, name: str, beyond: int
+def test_frames_and_question_share_passes(
+    tiny_bundle: Path, device: Device, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int
 ) -> None:
-    case, run, ran = lively.CASES[name], Prefill.run, list[int]()
-    want, prompt = answer(llm, case, TOKENS)
-    prefix, visual, suffix = len(prompt.prefix), prompt.num_visual, len(prompt.suffix)
+    """As few as the scratch memory allows, whether the question fits the last one or is cut."""
+    case, run, passes = lively.CASES[name], Prefill.run, list[tuple[int, int]]()
 
-    def counted(prefill: Prefill, kv: KVBuffer, parts: list[Any], positions: NDArray[np.integer], left: int) -> None:
-        ran.append(len(positions))
-        run(prefill, kv, parts, positions, left)
+    def noted(self: Prefill, kv: KVBuffer, visual: Any, text: Any, positions: Any) -> None:
+        passes.append((len(visual), len(text)))
+        run(self, kv, visual, text, positions)
 
-    monkeypatch.setattr(Prefill, "run", counted)
-    got = answer(kernels(tiny_bundle, device, chunk=visual + suffix + beyond), case, TOKENS)[0]
-    # where rows lie, and so which are exchanged, depends on the chunks
-    assert [facts(step)[:3] for step in got] == [facts(step)[:3] for step in want]
-    assert ran == ([prefix, visual, suffix] if beyond < 0 else [prefix, visual + suffix])
+    monkeypatch.setattr(Prefill, "run", noted)
+    want = answer(VideoLLM.load(tiny_bundle, kv_capacity=ROWS, prefill_chunk=chunk), case, 6)[0]
+    got, prompt = answer(kernels(tiny_bundle, device, chunk=chunk), case, 6)
+    assert [facts(step) for step in got] == [facts(step) for step in want]
+    begun = -(-len(prompt.prefix) // chunk)
+    assert len(passes) == begun - (-(prompt.num_visual + len(prompt.suffix)) // chunk)
+    assert [sum(side) for side in zip(*passes[begun:], strict=True)] == [prompt.num_visual, len(prompt.suffix)]
+    assert any(visual and text for visual, text in passes) or chunk == 1
+
+
+def test_a_pass_that_fails_leaves_the_next_request_right(
+    tiny_bundle: Path, llm: VideoLLM, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, finish, left = kernels(tiny_bundle, device), Prefill._finish, [-1]
+    spec = LiveSpec(4, 0.0, max_question_tokens=64, max_answer_tokens=8)
+    asked = Sampling(max_new_tokens=6, stop_token_ids=())
+
+    def ids(made: VideoLLM) -> list[int]:
+        return made.generate("What?", frames(9), sampling=asked).token_ids
+
+    def said(live: LiveVideo) -> list[int]:
+        return [piece.token for piece in live.ask("And? " * 8, asked)]
+
+    lives = [made.live(spec=spec) for made in (llm, own)]
+    for live in lives:
+        live.push(frames(1)[0])
+    calls = [(partial(ids, own), ids(llm)), (partial(said, lives[1]), said(lives[0]))]
+
+    def failing(self: Prefill, layer: Any, part: Any) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise EngineError("in between")
+        finish(self, layer, part)
+
+    monkeypatch.setattr(Prefill, "_finish", failing)
+    count = own.bundle.model.num_layers
+    for call, right in calls:
+        for fails in (2, count + 1, 2 * count):  # in the first pass, between the first two, at the end of the second
+            left[0] = fails
+            with pytest.raises(EngineError, match="in between"):
+                call()
+            assert call() == right
 
 
 def test_a_captured_step_is_one_launch_and_changes_nothing(tiny_bundle: Path) -> None:
@@ -161,7 +200,7 @@ def test_positions_are_moved_back(tiny_bundle: Path, llm: VideoLLM, device: Devi
     for made in (llm, kernels(tiny_bundle, device)):
         decoder = Decoder(made.layers, made.layers.new_kv(128))
         decoder.begin(np.arange(5), 40)
-        tokens = made.layers.embed[np.arange(60) % 250]
+        tokens = made.bundle.embed_tokens()[np.arange(60) % 250]
         decoder.see(tokens, np.arange(60, dtype=np.int32), 60)
         decoder.forget(20, 20)
         assert decoder.rebase() == 20
@@ -180,7 +219,7 @@ def test_half_precision(half_bundle: Path, device: Device) -> None:
     assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
     for token in range(4):  # and so does a step over what was cached
         for llm in (host, own):
-            llm._decoder._text(np.array([token]))
+            llm._decoder.layers.prefill(llm.kv, NO_VISUAL, np.array([token]), np.array([40 + token]))
         a, b = host._decoder.logits[0], own._decoder.logits[0]
         assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
 

@@ -17,10 +17,10 @@ from dycoke_edge.runtime.gpu.records import not_finite
 from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.gpu.state import KEEP
 from dycoke_edge.runtime.gpu.weights import Weights
-from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.kv import Counts, KVBuffer
 from dycoke_edge.runtime.layers import rope_frequencies
 from dycoke_edge.runtime.sampling import Sampler
-from dycoke_edge.runtime.step import Side, Step
+from dycoke_edge.runtime.step import Step
 
 Array = NDArray[Any]
 AHEAD = 2  # steps that the GPU may have begun before the host has read the first of them
@@ -34,7 +34,6 @@ class KernelLayers:
 
     def __init__(self, bundle: Bundle, device: Device, chunk: int, captured: bool) -> None:
         self.spec, self.device, self.captured = bundle.model, device, captured
-        self.embed: Array = bundle.embed_tokens()
         self.inverse = rope_frequencies(self.spec)
         inverse = DeviceArray.of(device, self.inverse)
         self.weights = Weights(device, bundle)
@@ -69,35 +68,27 @@ class KernelLayers:
     def reserve(self, kv: KVBuffer) -> None:
         """Nothing: scratch memory is for a chunk, whatever the buffer holds."""
 
-    def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
-        """Cut `total` tokens into chunks, as large as the scratch memory."""
-        chunk = self._prefill.chunk
-        for start in range(0, total, chunk):
-            yield slice(start, min(start + chunk, total))
-
-    @property
-    def joint(self) -> int:
-        """All that the scratch memory holds."""
-        return self._prefill.chunk
-
-    def forward(
+    def prefill(
         self,
         kv: KVBuffer,
-        embeds: Array | DeviceArray,
+        visual: Array | DeviceArray,
+        text: NDArray[np.int64],
         positions: NDArray[np.integer],
-        side: Side,
-        text: Array | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        """Compute tokens, embeds [T, E] on the host or on this GPU, and add their rows to a side of the buffer; with
-        `text` [Q, E], which goes to the right, after visual ones, which go left."""
-        parts = [embeds] if text is None else [embeds, text]
-        left, right = (len(embeds), 0 if text is None else len(text)) if side == "left" else (0, len(embeds))
-        self._prefill.run(kv, parts, positions, left)
-        self._count(kv, left + right)
-        if left:
-            kv.grow_left(left)
-        if right:
-            kv.grow_right(right)
+        """Visual tokens [M, E], on the host or on this GPU, then text [Q], at positions [M + Q]: as few passes as the
+        scratch memory allows, of which one may take tokens of both."""
+        seen, chunk = len(visual), self._prefill.chunk
+        for start in range(0, seen + len(text), chunk):
+            stop = start + chunk
+            new, said = visual[start:stop], text[max(start - seen, 0) : max(stop - seen, 0)]
+            if counts is not None:
+                kv.weigh(counts[: kv.num_visual + len(new)])
+            self._prefill.run(kv, new, said, positions[start:stop])
+            self._count(kv, len(new) + len(said))
+            if len(new):
+                kv.grow_left(len(new))
+            kv.grow_right(len(said))
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Tokens. Greedy ones are computed ahead of being read, so that the GPU never waits for the host."""

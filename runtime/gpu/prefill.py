@@ -1,4 +1,7 @@
-"""Many tokens through the decoder's layers: matrix products by a library, everything between them by our kernels."""
+"""Many tokens through the decoder's layers: matrix products by a library, everything between them by our kernels.
+
+One pass takes visual tokens and the text after them: rows of the former go left of what is cached, of the latter right.
+"""
 
 from __future__ import annotations
 
@@ -37,51 +40,59 @@ class Prefill:
         self.qkv, self.context = scratch(self.width), scratch(self.heads * self.dim)
         self.both, self.act = scratch(2 * weights.intermediate), scratch(weights.intermediate)
         self.hidden = scratch(spec.hidden_size, np.float32)
-        self.positions = DeviceArray.empty(device, (chunk,), np.int32)
+        self.ids, self.positions = (DeviceArray.empty(device, (chunk,), np.int32) for _ in range(2))
         self.turns = scratch(self.dim, np.float32)
         self.x = self.hidden[0]
 
     def run(
-        self, kv: KVBuffer, parts: list[NDArray[Any] | DeviceArray], positions: NDArray[np.integer], left: int
+        self, kv: KVBuffer, visual: NDArray[Any] | DeviceArray, text: NDArray[np.int64], positions: NDArray[np.integer]
     ) -> None:
-        """Tokens [T, E], one part after the other, at positions [T]: the rows of the first `left` go left of those in
-        `kv`, the others right of them."""
-        count = len(positions)
-        rows = _NewRows(kv, left, count)
-        begin = 0
-        for embeds in parts:
-            self.embeds[begin : begin + len(embeds)] = embeds
-            begin += len(embeds)
+        """Visual tokens [M, E], then text [Q], at positions [M + Q], into the next rows of either side. Changes no
+        count; KVOverflow if there is no room."""
+        left, right = len(visual), len(text)
+        shallow, parked = slice(kv.left(left).start, kv.right(right).stop), kv.num_visual - kv.num_active
+        assert not (left and parked), "one slice holds what a layer attends to"
+        deep = slice(shallow.start + parked, shallow.stop)
+        self._embed(visual, text, positions)
+        whole, end = _Part(self, slice(0, left + right), left), _Part(self, slice(left + right - 1, left + right), 0)
+        for index, layer in enumerate(self.weights.layers):
+            seen = deep if index >= self.spec.split_layer else shallow
+            keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
+            self._rows(layer, whole, keys, values)
+            part = end if layer is self.weights.layers[-1] else whole
+            self._attend(part, keys, values, self._bias(kv, seen))
+            self._finish(layer, part)
+        self.x = self.hidden[left + right - 1]
+
+    def _embed(
+        self, visual: NDArray[Any] | DeviceArray, text: NDArray[np.int64], positions: NDArray[np.integer]
+    ) -> None:
+        """Rows of `hidden` and `turns`."""
+        left, right, count, width = len(visual), len(text), len(positions), self.spec.hidden_size
         self.positions[:count] = positions.astype(np.int32)
-        size = self.embeds[:count].size
-        self._launch("widen", -(-size // BLOCK), self.embeds, self.hidden, c_int64(size))
+        if left:
+            self.embeds[:left] = visual
+        if right:
+            self.ids[:right] = text.astype(np.int32)
+            found = self.weights.embed, self.ids, self.embeds[left:]
+            self._launch("gather", warps(right), *found, c_int32(right), c_int32(width))
+        self._launch("widen", -(-count * width // BLOCK), self.embeds, self.hidden, c_int64(count * width))
         turned = self.positions, self._inverse, self.turns, c_int32(self.dim // 2)
         self.device.kernel("turns", count, BLOCK, *turned)()
-        whole, end = _Part(self, slice(0, count)), _Part(self, slice(count - 1, count))
-        for index, layer in enumerate(self.weights.layers):
-            self._rows(kv, index, layer, whole, rows)
-            part = end if layer is self.weights.layers[-1] else whole
-            self._attend(kv, index, part, rows)
-            self._finish(layer, part)
-        self.x = self.hidden[count - 1]
 
-    def _rows(self, kv: KVBuffer, index: int, layer: Layer, part: _Part, rows: _NewRows) -> None:
-        """Queries into `qkv`, keys and values into their rows of the buffer."""
+    def _rows(self, layer: Layer, part: _Part, keys: DeviceArray, values: DeviceArray) -> None:
+        """Queries into `qkv`, keys and values into the new ones of the rows [S, G, D] that the layer attends to."""
         self._norm(layer.input_norm, part)
         self.device.product(part.normed, layer.qkv, part.qkv)
-        keys, values = kv.rows.plane(2 * index, rows.all), kv.rows.plane(2 * index + 1, rows.all)
-        sizes = self.heads, self.groups, self.dim, rows.left, rows.between
+        sizes = self.heads, self.groups, self.dim, part.left, len(keys) - part.count
         self._launch("rope_rows", part.count, part.qkv, layer.bias, self.turns, keys, values, *map(c_int32, sizes))
 
-    def _attend(self, kv: KVBuffer, index: int, part: _Part, rows: _NewRows) -> None:
+    def _attend(self, part: _Part, keys: DeviceArray, values: DeviceArray, bias: Argument | DeviceArray) -> None:
         """Context of the new tokens, or of the last of them: they see all that is cached and, of the new ones, those up
         to their own."""
-        seen = rows.seen(kv.deep if index >= self.spec.split_layer else kv.shallow)
-        left = rows.left if part.count > 1 else 0  # one token, the last, sees everything
-        keys, values = kv.rows.plane(2 * index, seen), kv.rows.plane(2 * index + 1, seen)
-        sizes = self.width, part.count, seen.stop - seen.start, left, self.heads, self.groups
+        sizes = self.width, part.count, len(keys), part.left, self.heads, self.groups
         grid = self.heads, -(-part.count // queries(self.dtype, self.dim)), 1
-        arrays = part.qkv, keys, values, self._bias(kv, seen), part.context
+        arrays = part.qkv, keys, values, bias, part.context
         name = f"attend_rows_{self._suffix}_{self.dim}"
         self.device.kernel(name, grid, FLASH_BLOCK, *arrays, *map(c_int32, sizes))()
 
@@ -109,26 +120,12 @@ class Prefill:
         self.device.kernel(f"{name}_{self._suffix}", grid, BLOCK, *args)()
 
 
-class _NewRows:
-    """Where new tokens go: `left` of them left of what is cached, the others right of it."""
-
-    def __init__(self, kv: KVBuffer, left: int, count: int) -> None:
-        at_left, at_right = kv.left(left), kv.right(count - left)
-        self.left = left
-        self.between = at_right.start - at_left.stop if 0 < left < count else 0  # rows that are skipped
-        self.all = slice(at_left.start if left else at_right.start, at_right.stop if left < count else at_left.stop)
-
-    def seen(self, cached: slice) -> slice:
-        """With these cached rows, in one slice."""
-        assert not self.left or self.all.start + self.left == cached.start, "one slice holds them all"
-        return slice(min(cached.start, self.all.start), max(cached.stop, self.all.stop))
-
-
 class _Part:
-    """Views of some tokens of a chunk, made once for all layers (benchmarks/NOTES.md has what that saves)."""
+    """Views of some tokens of a pass, made once for all layers (benchmarks/NOTES.md has what that saves). The first
+    `left` of them have their rows left of what is cached."""
 
-    def __init__(self, all_of: Prefill, tokens: slice) -> None:
-        self.count = tokens.stop - tokens.start
+    def __init__(self, all_of: Prefill, tokens: slice, left: int) -> None:
+        self.count, self.left = tokens.stop - tokens.start, left
         self.hidden, self.qkv, self.context = all_of.hidden[tokens], all_of.qkv[tokens], all_of.context[tokens]
         first = slice(0, self.count)
         self.normed, self.both, self.act = all_of.normed[first], all_of.both[first], all_of.act[first]
