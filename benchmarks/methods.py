@@ -131,7 +131,7 @@ class Contestant:
     def _index(self, method: Method, tokens: Array, seed: int) -> NDArray[np.int32]:
         """The tokens that enter the decoder; FastV drops them later."""
         if method.select is None:
-            return visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)[1]
+            return np.asarray(visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)[1])
         return method.select(tokens, self._budget(method, len(tokens)), np.random.default_rng(seed))
 
     def _budget(self, method: Method, frames: int) -> int:

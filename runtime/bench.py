@@ -201,6 +201,7 @@ class Bench:
     @contextmanager
     def _measured(self, result: Result) -> Iterator[list[float]]:
         """Time, memory, bytes and power of what runs inside; the list holds the seconds afterwards."""
+        self._engine.synchronize()  # what was asked for before may still be running
         seconds = list[float]()
         reset_peak()
         if self._device:

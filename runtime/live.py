@@ -188,7 +188,7 @@ class LiveVideo:
             kept, index = visual.merge_frame(self.bundle, self.engine, before, tokens, ratio)
         frame = Held(len(kept), len(tokens) if keep else len(kept), time, time)
         evicted = self._make_room(frame)
-        numbers = stand_ins(index, self.kv.num_visual, numbered)
+        numbers = stand_ins(np.asarray(index), self.kv.num_visual, numbered)
         try:
             with self.stats.timed("prefill"):
                 self._see(kept, index if keep else np.arange(len(kept), dtype=np.int32), frame.span, numbers)
@@ -226,7 +226,7 @@ class LiveVideo:
         self._window.evicted(oldest.rows)
         self.stats.evicted_tokens += oldest.rows
 
-    def _see(self, kept: AnyArray, positions: NDArray[np.int32], span: int, numbers: NDArray[np.int64]) -> None:
+    def _see(self, kept: AnyArray, positions: AnyArray, span: int, numbers: NDArray[np.int64]) -> None:
         """Prefill a frame's kept tokens [m, E]; `numbers` [N] say which token in memory stands for each of its own."""
         counts = None
         if self.compression.weigh and self.compression.merge_ratio:

@@ -112,7 +112,7 @@ class Decoder:
         self.kv.reset(text_rows)
         self.position = self._prefix = self._oldest = self._newest = 0
 
-    def see(self, visual: AnyArray, positions: NDArray[np.int32], span: int, counts: Counts | None = None) -> None:
+    def see(self, visual: AnyArray, positions: AnyArray, span: int, counts: Counts | None = None) -> None:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
 
         `counts` say for how many tokens each visual token stands, those that are there already and these; given once,
@@ -174,8 +174,7 @@ class Decoder:
         if text_rows + prompt.num_visual > self.kv.capacity:
             raise KVOverflow(text_rows + prompt.num_visual, self.kv.capacity)
         self.begin(prompt.prefix, text_rows)
-        positions = np.asarray(prompt.visual_positions)
-        self._compute(prompt.visual, positions, prompt.visual_span, prompt.suffix, prompt.counts)
+        self._compute(prompt.visual, prompt.visual_positions, prompt.visual_span, prompt.suffix, prompt.counts)
 
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
@@ -193,18 +192,13 @@ class Decoder:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
 
     def _compute(
-        self,
-        visual: AnyArray,
-        positions: NDArray[np.integer],
-        span: int,
-        text: Ids,
-        counts: Counts | None = None,
+        self, visual: AnyArray, positions: AnyArray, span: int, text: Ids, counts: Counts | None = None
     ) -> None:
         """Forget what was asked, add visual tokens that take `span` positions, and read text after them."""
         self.rewind()
         if counts is not None:  # also where all of a frame was dropped
             self.kv.weigh(counts[: self.kv.num_visual])
         newest = self.position + span
-        at = np.concatenate((self.position + positions, newest + np.arange(len(text))))
+        at = np.concatenate((self.position + np.asarray(positions), newest + np.arange(len(text))))
         self.layers.prefill(self.kv, visual, text, at, counts)
         self._newest, self.position = newest, newest + len(text)

@@ -25,6 +25,7 @@ from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.loop import Decoder, Prompt
+from dycoke_edge.runtime.marks import Marks
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.text import Text
@@ -96,10 +97,11 @@ class VideoLLM:
         sampling: Sampling = Sampling(),  # noqa: B008
         clip: Clip = Clip(),  # noqa: B008
         on_progress: Progress = lambda stage, done, total: None,
-        on_seen: Callable[[Seen], None] = lambda seen: None,
+        on_seen: Callable[[Seen], None] | None = None,
     ) -> Iterator[Piece]:
         """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for. `on_seen`
-        hears once of the frames and of which of their tokens entered the decoder."""
+        hears once of the frames and of which of their tokens entered the decoder: when the first token is there, before
+        its piece, so that nothing waits for it."""
         stats = Stats()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
         sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)
@@ -116,12 +118,22 @@ class VideoLLM:
         stats.text_tokens, stats.frames = num_text, len(frames)
         stats.why_not = why_not(len(frames), compression)
         began = perf_counter()
-        assembled = Prompt(prefix, suffix)
-        if len(frames):
-            tokens = self._encode(frames, stats, on_progress)
-            assembled, kept = self.assemble(prefix, suffix, tokens, compression, stats)
-            on_seen(Seen(frames, kept))
-        yield from self._answer(assembled, compression, sampling, stats, began)
+        if not len(frames):
+            yield from self._answer(Prompt(prefix, suffix), compression, sampling, stats, began)
+            return
+        marks = Marks(self.engine)
+        marks.mark()
+        tokens = self._encode(frames, on_progress)
+        marks.mark()
+        assembled, kept = self.assemble(prefix, suffix, tokens, compression, stats)
+        marks.mark()
+
+        def on_first() -> None:
+            stats.vision_latency, stats.merge_latency = marks.seconds()
+            if on_seen is not None:
+                on_seen(Seen(frames, np.asarray(kept)))
+
+        yield from self._answer(assembled, compression, sampling, stats, began, on_first)
 
     def live(
         self,
@@ -159,7 +171,7 @@ class VideoLLM:
     def encode(self, video: Source, clip: Clip = Clip()) -> NDArray[Any]:  # noqa: B008
         """Visual tokens [F, N, E] of a path or uint8 [F, H, W, 3], before merge: what `LiveVideo.push_tokens` takes."""
         frames = self._frames(video, None, clip, lambda done, total: None)
-        return np.asarray(self._encode(frames, Stats(), lambda stage, done, total: None))
+        return np.asarray(self._encode(frames, lambda stage, done, total: None))
 
     def _frames(
         self, video: Source | None, image: Source | None, clip: Clip, reading: Callable[[int, int], None]
@@ -195,10 +207,10 @@ class VideoLLM:
         if visual_rows + text_rows > self.spec.kv_capacity:
             raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)
 
-    def _encode(self, frames: NDArray[np.uint8], stats: Stats, on_progress: Progress) -> AnyArray:
+    def _encode(self, frames: NDArray[np.uint8], on_progress: Progress) -> AnyArray:
         """Visual tokens [F, N, E]. Unless they stay or the video is live, vision and decoder are never in memory
-        together."""
-        began, in_turn = perf_counter(), not (self.spec.stays or self._lives)
+        together. A GPU may not be done when this returns."""
+        in_turn = not (self.spec.stays or self._lives)
         if in_turn:
             self.layers.unload()
         tokens = visual.encode(
@@ -210,8 +222,6 @@ class VideoLLM:
         )
         if in_turn:
             self.engine.unload("vision")
-        self.engine.synchronize()
-        stats.vision_latency = perf_counter() - began
         return tokens
 
     def assemble(
@@ -221,25 +231,31 @@ class VideoLLM:
         tokens: AnyArray,
         compression: Compression,
         stats: Stats,
-    ) -> tuple[Prompt, NDArray[np.int32]]:
-        """Merge the frames and put the prompt together; the newline after a video is text. Also the tokens kept."""
-        began = perf_counter()
+    ) -> tuple[Prompt, AnyArray]:
+        """Merge the frames and put the prompt together; the newline after a video is text. Also the places of the
+        tokens kept, int32 [M]. A GPU may not be done when this returns."""
         kept, index = visual.merge(self.bundle, self.engine, tokens, compression)
-        stats.merge_latency = perf_counter() - began
         stats.visual_tokens_in, stats.visual_tokens_kept = tokens.shape[0] * tokens.shape[1], len(kept)
         stats.text_tokens += 1
         stats.merge_applied = len(kept) < stats.visual_tokens_in
         suffix = np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
-        counts = stands_for(index, *tokens.shape[:2]) if compression.weigh and compression.merge_ratio else None
+        weighed = compression.weigh and compression.merge_ratio > 0
+        counts = stands_for(np.asarray(index), *tokens.shape[:2]) if weighed else None
         if compression.positions == "keep":
             return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in, counts), index
         return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept), counts), index
 
     def _answer(
-        self, prompt: Prompt, compression: Compression, sampling: Sampling, stats: Stats, began: float
+        self,
+        prompt: Prompt,
+        compression: Compression,
+        sampling: Sampling,
+        stats: Stats,
+        began: float,
+        on_first: Callable[[], None] = lambda: None,
     ) -> Iterator[Piece]:
         steps = self._decoder.decode(prompt, compression, sampling)
-        yield from pieces(steps, self.text.stream(), self.kv, stats, began)
+        yield from pieces(steps, self.text.stream(), self.kv, stats, began, on_first)
         if stats.new_tokens == 1 and prompt.num_visual and compression.prune_ratio:
             stats.why_not.append("keep works on decode steps, and the answer was one token")
 

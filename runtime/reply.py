@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
@@ -43,13 +43,23 @@ class Piece:
     stats: Stats
 
 
-def pieces(steps: Iterator[Step], text: TextStream, kv: KVBuffer, stats: Stats, began: float) -> Iterator[Piece]:
-    """Steps with their text and what they cost. `began` is when the request did, by perf_counter."""
-    last = perf_counter()
+def pieces(
+    steps: Iterator[Step],
+    text: TextStream,
+    kv: KVBuffer,
+    stats: Stats,
+    began: float,
+    on_first: Callable[[], None] = lambda: None,
+) -> Iterator[Piece]:
+    """Steps with their text and what they cost. `began` is when the request did, by perf_counter; `on_first` is called
+    when the first token is there, and then knows what vision and merge took."""
+    last = began
     for step in steps:
         seconds = perf_counter() - last
         if stats.new_tokens == 0:
-            stats.prefill_latency, stats.time_to_first_token = seconds, perf_counter() - began
+            stats.time_to_first_token = seconds
+            on_first()
+            stats.prefill_latency = seconds - stats.vision_latency - stats.merge_latency
         else:
             stats.inter_token_latencies.append(seconds)
         stats.count(step)

@@ -13,9 +13,10 @@ from dycoke_edge.runtime.step import Step
 
 @dataclass
 class Stats:
-    """Counts are taken from the arrays that were bound; times are seconds by the wall clock.
+    """Counts are taken from the arrays that were bound; times are seconds by the wall clock, on a GPU those of vision
+    and merge by its own.
 
-    `time_to_first_token` runs from the decoded frames to the first token: vision, merge and prefill.
+    `time_to_first_token` runs from the decoded frames to the first token: vision, merge and prefill, which is the rest.
     """
 
     frames: int = 0

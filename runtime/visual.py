@@ -1,6 +1,7 @@
 """From frames to the visual tokens that enter the decoder: encode, then merge (stage 1).
 
-Tokens stay in the engine's memory, which may be a GPU's; what goes back to the host are the places of those kept.
+Tokens stay in the engine's memory, which may be a GPU's, and so may the places of those kept: who needs these on the
+host takes `np.asarray` of them, which waits.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from dycoke_edge.runtime.gpu import merge as on_gpu
 from dycoke_edge.runtime.gpu.device import DeviceArray
 from dycoke_edge.runtime.gpu.pixels import batches
 from dycoke_edge.runtime.video import to_pixels
-
-Index = NDArray[np.int32]
 
 
 def encode(
@@ -53,8 +52,8 @@ def _pixels(bundle: Bundle, engine: Engine, frames: NDArray[np.uint8], batch: in
         yield pixels.astype(dtype, copy=False)
 
 
-def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> tuple[AnyArray, Index]:
-    """tokens [F, N, E] -> kept tokens [M, E] and their flat indices [M] into F*N."""
+def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> tuple[AnyArray, AnyArray]:
+    """tokens [F, N, E] -> kept tokens [M, E] and their flat indices int32 [M] into F*N."""
     if compression.merge_ratio == 0:
         return tokens.reshape(-1, tokens.shape[-1]), np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
     graph = bundle.merge_graph(compression.merge_ratio)
@@ -70,7 +69,7 @@ def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compres
 
 def merge_frame(
     bundle: Bundle, engine: Engine, anchor: AnyArray | None, frame: AnyArray, merge_ratio: float
-) -> tuple[AnyArray, Index]:
+) -> tuple[AnyArray, AnyArray]:
     """One frame [N, E] against its anchor, mode "paper" -> kept tokens [m, E] and their places [m] in the frame.
 
     Without an anchor, or with merge_ratio 0, the frame is kept whole.
@@ -94,7 +93,7 @@ def _own(engine: Engine, tokens: DeviceArray) -> bool:
     return engine.provider == "cuda" and on_gpu.covers(tokens)
 
 
-def _merge_by_graph(engine: Engine, graph: str, tokens: AnyArray, kept: int) -> tuple[AnyArray, Index]:
+def _merge_by_graph(engine: Engine, graph: str, tokens: AnyArray, kept: int) -> tuple[AnyArray, AnyArray]:
     num_frames, per_frame, width = tokens.shape
     anchor, sizes = merged_layout(num_frames, per_frame, kept)
     ends = np.cumsum(sizes).tolist()

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class EmulatedDevice:
         self.bandwidth: float | None = 1e9
         self.total_bytes, self.driver_version, self.stream = total_bytes, 12020, 1
         self.order = order
-        self.launches = 0  # kernels and graphs launched, for tests that count
+        self.launches = self.waits = 0  # kernels and graphs launched, and times the host waited, for tests that count
         self._library = kernels or project_kernels()
         count = ctypes.c_int.in_dll(self._library, "kernel_count").value
         self._kernels = {self._library.kernel_name(i).decode(): i for i in range(count)}
@@ -93,6 +94,7 @@ class EmulatedDevice:
 
     def download(self, address: int, array: Array) -> None:
         self._must_not_record("download")
+        self.waits += 1
         assert array.flags.c_contiguous and array.flags.writeable
         self._check(address, array.nbytes, self._sizes)
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
@@ -184,11 +186,12 @@ class EmulatedDevice:
         finally:
             self._recording = None
 
-    def event(self) -> _Event:
-        return _Event(self)
+    def event(self, timed: bool = False) -> _Event:
+        return _Event(self, timed)
 
     def synchronize(self) -> None:
         self._must_not_record("synchronize")
+        self.waits += 1
 
     def close(self) -> None:
         for address in tuple(self._sizes):
@@ -274,15 +277,20 @@ class _Graph:
 class _Event:
     """Nothing here is done later than asked for; but an event must have been recorded before it is waited for."""
 
-    def __init__(self, device: EmulatedDevice) -> None:
-        self._device, self._recorded = device, False
+    def __init__(self, device: EmulatedDevice, timed: bool) -> None:
+        self._device, self._timed, self._at = device, timed, 0.0
 
     def record(self) -> None:
         self._device._must_not_record("an event")
-        self._recorded = True
+        self._at = perf_counter()
 
     def wait(self) -> None:
-        assert self._recorded, "waits for an event that was never recorded"
+        assert self._at, "waits for an event that was never recorded"
+        self._device.waits += 1
+
+    def since(self, earlier: _Event) -> float:
+        assert self._timed and earlier._timed, "nobody noted when it was"
+        return self._at - earlier._at
 
 
 def _whole(nbytes: int) -> int:

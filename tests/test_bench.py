@@ -326,9 +326,9 @@ def test_an_engine_with_memory_of_its_own(tiny_bundle: Path, monkeypatch: pytest
     assert not job.on_host
     results = job.run()
     assert isinstance(job._device, DeviceEngine) and isinstance(job._device, OnDevice)
-    # three rounds: vision, merge, prefill and decode, e2e, which waits for its frames too
-    assert job._device.waits == 3 + 3 + 3 * 2 * 2 + 3 * 2 * 2
-    assert [r.device_bytes for r in results if r.mode == "vision"] == [1003]
+    # three rounds: vision, merge, prefill and decode, e2e; each waits before it is measured, and at its end
+    assert job._device.waits == 2 * (3 + 3 + 3 * 2 * 2 + 3 * 2)
+    assert [r.device_bytes for r in results if r.mode == "vision"] == [1006]
 
 
 def test_a_device_has_no_bandwidth_that_the_cpu_could_measure(

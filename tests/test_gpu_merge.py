@@ -20,7 +20,8 @@ def test_merge(device: Device, frames: int, per_frame: int, ratio: float, dtype:
     tokens[:, 5] = 0  # similarity 0
     if frames > 1:
         tokens[1, 7:12] = tokens[0, 7:12]  # equal: the lower index goes first
-    kept, index = merge.merge(DeviceArray.of(device, tokens), ratio)
+    kept, places = merge.merge(DeviceArray.of(device, tokens), ratio)
+    index = places.numpy()
     want = merge_indices(tokens, ratio)
     differing = np.setdiff1d(want, index)
     assert index.shape == want.shape and (np.diff(index) > 0).all()
@@ -32,7 +33,8 @@ def test_merge(device: Device, frames: int, per_frame: int, ratio: float, dtype:
 def test_one_frame_against_its_anchor(device: Device, dtype: type[np.floating]) -> None:
     tokens = np.random.default_rng(3).standard_normal((2, 49, 40)).astype(dtype)
     anchor, frame = (DeviceArray.of(device, one) for one in tokens)
-    kept, places = merge.merge_frame(anchor, frame, 0.7)
+    kept, found = merge.merge_frame(anchor, frame, 0.7)
+    places = found.numpy()
     assert places.tolist() == (merge_indices(tokens, 0.7)[49:] - 49).tolist() and len(places) == 14
     np.testing.assert_array_equal(kept.numpy(), tokens[1][places])
 
@@ -40,7 +42,7 @@ def test_one_frame_against_its_anchor(device: Device, dtype: type[np.floating]) 
 def test_equal_tokens_stay_in_order(device: Device) -> None:
     frame = np.ones((64, 8), np.float32)
     tokens = np.stack([frame, frame])
-    assert merge.merge(DeviceArray.of(device, tokens), 0.5)[1].tolist() == list(range(64 + 32))
+    assert merge.merge(DeviceArray.of(device, tokens), 0.5)[1].numpy().tolist() == list(range(64 + 32))
 
 
 def test_what_the_kernels_cover(device: Device) -> None:

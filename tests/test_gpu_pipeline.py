@@ -6,13 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dycoke_edge import Compression, Sampling, VideoLLM
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.config import BenchSpec, Decoding, EngineSpec, LiveSpec
 from dycoke_edge.runtime import bench
+from dycoke_edge.runtime.explain import Seen
+from dycoke_edge.runtime.gpu.engine import KernelEngine
 from dycoke_edge.runtime.gpu.layers import KernelLayers
+from dycoke_edge.runtime.gpu.records import Records
 from dycoke_edge.runtime.layers import GraphLayers
 from tests.emulator import EmulatedDevice
 from tests.test_ort_cuda import OnHost
@@ -38,6 +42,37 @@ def test_a_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM, dec
         for name in ("visual_tokens_kept", "mean_active_rows", "refreshes", "kv_bytes", "kv_bytes_reserved"):
             assert getattr(got.stats, name) == getattr(want.stats, name), name
         assert got.stats.kv_compaction_latency is None or decoder == "graphs"
+
+
+@pytest.mark.parametrize("compression", [Compression(), Compression.off(), Compression(positions="keep")])
+def test_nothing_waits_before_the_first_token(
+    tiny_bundle: Path, llm: VideoLLM, monkeypatch: pytest.MonkeyPatch, compression: Compression
+) -> None:
+    """But positions that are kept are known on the host; what `on_seen` hears is fetched after the token."""
+    opened, device, wait, waits = open_bundle(tiny_bundle), EmulatedDevice(), Records.wait, list[int]()
+    own = VideoLLM(opened, KernelEngine(opened, SPEC, device), SPEC)
+    settings: dict[str, Any] = {"video": frames(6), "compression": compression, "sampling": SHORT}
+
+    def noted(self: Records, number: int) -> Any:
+        waits.append(device.waits)
+        return wait(self, number)
+
+    monkeypatch.setattr(Records, "wait", noted)
+    got, want = list[Seen](), list[Seen]()
+    for listener in (None, got.append):
+        begun = device.waits
+        pieces = list(own.stream("What?", on_seen=listener, **settings))
+        assert waits[0] - begun == (compression.positions == "keep")
+        fetched = listener is not None and compression.merge_ratio > 0
+        assert waits[1] - waits[0] == 2 + fetched  # the token, the clock, and the places
+        waits.clear()
+    stats = pieces[-1].stats
+    ids = [piece.token for piece in llm.stream("What?", on_seen=want.append, **settings)]
+    assert [piece.token for piece in pieces] == ids
+    assert isinstance(got[0].kept, np.ndarray) and np.array_equal(got[0].kept, want[0].kept)
+    assert len(got) == len(want) == 1
+    parts = stats.vision_latency, stats.merge_latency, stats.prefill_latency
+    assert min(parts) > 0 and sum(parts) == pytest.approx(stats.time_to_first_token)
 
 
 def test_a_live_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM) -> None:

@@ -207,9 +207,9 @@ class CudaDevice:
             self._recording = False
         graph.finish()
 
-    def event(self) -> CudaEvent:
+    def event(self, timed: bool = False) -> CudaEvent:
         """As in Device."""
-        return CudaEvent(self._context, self._stream)
+        return CudaEvent(self._context, self._stream, timed)
 
     def synchronize(self) -> None:
         """As in Device."""

@@ -60,6 +60,9 @@ class Event(Protocol):
     def wait(self) -> None:
         """Wait until the GPU is past it."""
 
+    def since(self, earlier: Any) -> float:
+        """Seconds that the GPU took from another event to this one; both timed, and passed."""
+
 
 class Device(Protocol):
     """One GPU and one stream. Addresses are plain ints; work is done in order, and no call waits unless it says so.
@@ -134,8 +137,8 @@ class Device(Protocol):
         """Record, in the `with` block, what is launched, copied and zeroed, without doing it; then launch() does it.
         No alloc, upload, download or waiting in the block."""
 
-    def event(self) -> Event:
-        """One to be recorded, as often as one likes."""
+    def event(self, timed: bool = False) -> Event:
+        """One to be recorded, as often as one likes. `timed` if it will be asked when it was."""
 
     def synchronize(self) -> None:
         """Wait until all is done."""

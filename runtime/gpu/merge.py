@@ -14,21 +14,21 @@ from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 MOST_TOKENS = 1024  # a frame's, a thread each
 
 
-def merge(tokens: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, NDArray[np.int32]]:
-    """Mode "paper" for tokens [F, N, E]: the kept ones [M, E] and their flat indices [M] into F*N; waits for these."""
+def merge(tokens: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, DeviceArray]:
+    """Mode "paper" for tokens [F, N, E]: the kept ones [M, E] and their flat indices [M] into F*N."""
     kept = kept_per_frame(tokens.shape[1], merge_ratio)
     return _merged(tokens, tokens, *merged_layout(len(tokens), tokens.shape[1], kept), kept)
 
 
-def merge_frame(anchor: DeviceArray, frame: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, NDArray[np.int32]]:
-    """One frame [N, E] against its anchor: the kept tokens [m, E] and their places [m]; waits for these."""
+def merge_frame(anchor: DeviceArray, frame: DeviceArray, merge_ratio: float) -> tuple[DeviceArray, DeviceArray]:
+    """One frame [N, E] against its anchor: the kept tokens [m, E] and their places [m]."""
     kept = kept_per_frame(len(frame), merge_ratio)
     return _merged(frame[None], anchor[None], np.zeros(1, np.int32), np.full(1, kept, np.int32), kept)
 
 
 def _merged(
     tokens: DeviceArray, references: DeviceArray, anchor: NDArray[np.int32], sizes: NDArray[np.int32], kept: int
-) -> tuple[DeviceArray, NDArray[np.int32]]:
+) -> tuple[DeviceArray, DeviceArray]:
     """Of frame f, `sizes[f]` tokens stay: all, or those least similar to number `anchor[f]` of the references."""
     device, (frames, per_frame, width), of = tokens.device, tokens.shape, suffix(tokens.dtype)
     start, rows = (np.cumsum(sizes) - sizes).astype(np.int32), int(sizes.sum())
@@ -44,7 +44,7 @@ def _merged(
     device.kernel("least_similar", frames, threads, *chosen, c_int32(per_frame), c_int32(kept))()
     moved = tokens, index, out
     device.kernel(f"gather_{of}", warps(rows), BLOCK, *moved, c_int32(rows), c_int32(width))()
-    return out, index.numpy()
+    return out, index
 
 
 def covers(tokens: DeviceArray) -> bool:

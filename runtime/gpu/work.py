@@ -79,9 +79,9 @@ class CudaGraph:
 class CudaEvent:
     """Event."""
 
-    def __init__(self, context: Context, stream: Any) -> None:
+    def __init__(self, context: Context, stream: Any, timed: bool) -> None:
         self._context, self._stream = context, stream
-        self._event = context.call("cuEventCreate", UNTIMED)
+        self._event = context.call("cuEventCreate", 0 if timed else UNTIMED)
         weakref.finalize(self, context.quietly, "cuEventDestroy", self._event).atexit = False
 
     def record(self) -> None:
@@ -91,3 +91,8 @@ class CudaEvent:
     def wait(self) -> None:
         """As in Event."""
         self._context.call("cuEventSynchronize", self._event)
+
+    def since(self, earlier: CudaEvent) -> float:
+        """As in Event."""
+        milliseconds: float = self._context.call("cuEventElapsedTime", earlier._event, self._event)
+        return milliseconds / 1e3

@@ -24,7 +24,7 @@ using Address = unsigned long long;
 
 struct Graph { std::vector<Work> work; };
 struct Stream { std::vector<Work> waiting; Graph *recording = nullptr; };
-struct Event { bool recorded = false, happened = false; std::chrono::steady_clock::time_point when; };
+struct Event { bool timed, recorded = false, happened = false; std::chrono::steady_clock::time_point when; };
 struct Module {
     int (*number)(const char *);
     const char *(*signature)(int);
@@ -213,7 +213,7 @@ CALL cuGraphLaunch(Graph *executable, Stream *stream) {
 CALL cuGraphExecDestroy(Graph *executable) { delete executable; return ready(); }
 CALL cuGraphDestroy(Graph *graph) { delete graph; return ready(); }
 
-CALL cuEventCreate(Event **event, unsigned flags) { *event = new Event; return flags > 3 ? INVALID_VALUE : ready(); }
+CALL cuEventCreate(Event **event, unsigned flags) { *event = new Event{!(flags & 2)}; return flags > 3 ? INVALID_VALUE : ready(); }
 CALL cuEventRecord(Event *event, Stream *stream) {
     event->recorded = true, event->happened = false;
     return add(stream, [=] { event->happened = true, event->when = std::chrono::steady_clock::now(); });
@@ -230,7 +230,7 @@ CALL cuEventSynchronize(Event *) {
     return lost;
 }
 CALL cuEventElapsedTime(float *milliseconds, Event *start, Event *end) {
-    if (!start->recorded || !end->recorded) return INVALID_HANDLE;
+    if (!start->timed || !end->timed || !start->recorded || !end->recorded) return INVALID_HANDLE;
     if (!start->happened || !end->happened) return NOT_READY;
     *milliseconds = std::chrono::duration<float, std::milli>(end->when - start->when).count();
     return ready();
