@@ -72,13 +72,13 @@ def test_it_does_what_every_device_does(libraries: Path) -> None:
 
 
 def test_whole_answers(libraries: Path, tmp_path: Path) -> None:
-    """Prefill, captured steps, refreshes, evictions: what test_kernel_layers.py holds, over the real bindings."""
+    """Vision, prefill, captured steps, refreshes, evictions over the real bindings, each done as late as can be."""
     kernels = tmp_path / "kernels"
     kernels.write_text(compiled.project_kernels()._name)
-    some = "merge-0.7-often or live"
+    files, some = ("tests/test_kernel_layers.py", "tests/test_gpu_pipeline.py"), "merge-0.7-often or live or another"
     options = ("-m", "gpu", "-q", "-p", "tests.cuda_on_cpu.plugin", "-p", "no:cacheprovider", "-k", some)
-    printed = run(libraries, "-m", "pytest", "tests/test_kernel_layers.py", *options, KERNELS=str(kernels))
-    assert re.search(r"2 passed, \d+ deselected", printed.splitlines()[-1]), printed
+    printed = run(libraries, "-m", "pytest", *files, *options, KERNELS=str(kernels))
+    assert re.search(r"3 passed, \d+ deselected", printed.splitlines()[-1]), printed
 
 
 def test_cublas_that_is_not_there(libraries: Path, tmp_path: Path) -> None:

@@ -350,6 +350,20 @@ def test_an_error_while_recording_leaves_the_stream_usable(device: Device) -> No
     assert array.numpy().any()
 
 
+def test_events_say_when_they_were(device: Device) -> None:
+    array, events = DeviceArray.empty(device, (1 << 20,), np.float32), [device.event(timed=True) for _ in range(3)]
+    for count, event in zip((0, 1, 20), events, strict=True):
+        for _ in range(count):
+            device.zero(array.address, array.nbytes)
+        event.record()
+    events[-1].wait()
+    first, second = events[1].since(events[0]), events[2].since(events[1])
+    assert 0 <= first < 60 and 0 < second < 60
+    assert events[2].since(events[0]) == pytest.approx(first + second, rel=1e-3, abs=2e-6)
+    with pytest.raises((EngineError, AssertionError)):  # nobody noted when it was
+        device.event().since(events[0])
+
+
 def test_an_event_is_recorded_again_and_again(device: Device) -> None:
     array, pinned, event = DeviceArray.empty(device, (64,), np.float32), device.pinned(256), device.event()
     for number in range(3):

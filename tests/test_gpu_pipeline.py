@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dycoke_edge import Compression, Sampling, VideoLLM
+from dycoke_edge import Compression, Message, Sampling, VideoLLM
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.config import BenchSpec, Decoding, EngineSpec, LiveSpec
 from dycoke_edge.runtime import bench
 from dycoke_edge.runtime.explain import Seen
+from dycoke_edge.runtime.gpu.device import Device
 from dycoke_edge.runtime.gpu.engine import KernelEngine
 from dycoke_edge.runtime.gpu.layers import KernelLayers
 from dycoke_edge.runtime.gpu.records import Records
@@ -73,6 +74,26 @@ def test_nothing_waits_before_the_first_token(
     assert len(got) == len(want) == 1
     parts = stats.vision_latency, stats.merge_latency, stats.prefill_latency
     assert min(parts) > 0 and sum(parts) == pytest.approx(stats.time_to_first_token)
+
+
+def test_one_request_after_another(tiny_bundle: Path, llm: VideoLLM, device: Device) -> None:
+    """Memory and pinned memory are used again while the GPU may still read what an earlier stage left there."""
+    opened = open_bundle(tiny_bundle)
+    own = VideoLLM(opened, KernelEngine(opened, SPEC, device), SPEC)
+    said = [("system", "Be brief."), ("user", "What?"), ("assistant", "A square."), ("user", "And then?")]
+    talk = [Message(role, text, number == 3) for number, (role, text) in enumerate(said)]  # type: ignore[arg-type]
+    requests: list[dict[str, Any]] = [
+        {"prompt": "What?", "video": frames(7), "compression": Compression(merge_ratio=0.5)},
+        {"prompt": "And? " * 9, "video": frames(4), "compression": Compression.off()},
+        {"prompt": "Which?", "image": frames(5)[4]},
+        {"prompt": "Say something."},
+        {"prompt": talk, "video": frames(5), "compression": Compression(positions="keep")},
+    ]
+    for _ in range(2):
+        for request in requests:
+            got, want = (made.generate(sampling=SHORT, **request) for made in (own, llm))
+            assert got.token_ids == want.token_ids
+            assert (got.stats.vision_latency > 0) == (got.stats.frames > 0)
 
 
 def test_a_live_video_is_answered_as_on_the_cpu(tiny_bundle: Path, llm: VideoLLM) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge import Clip, Compression, EngineSpec, KVOverflow, Sampling, UsageError, VideoLLM
 from dycoke_edge.bundle import open_bundle
+from dycoke_edge.config import BuildSpec
 from dycoke_edge.dycoke import merge_indices
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.engine import AnyArray
@@ -227,6 +228,12 @@ def test_frames_at_a_time() -> None:
     assert EngineSpec(vision_batch=3).frames_at_a_time == EngineSpec("cuda", vision_batch=3).frames_at_a_time == 3
     with pytest.raises(UsageError, match=r"vision_batch=1.5.*whole"):
         EngineSpec(vision_batch=1.5)  # type: ignore[arg-type]
+
+
+def test_tokens_at_a_time() -> None:
+    specs = EngineSpec(), EngineSpec("cuda"), EngineSpec("tensorrt", "graphs"), EngineSpec("cuda", prefill_chunk=7)
+    assert [spec.tokens_at_a_time for spec in specs] == [256, 4096, 2048, 7]
+    assert EngineSpec("tensorrt", "graphs").tokens_at_a_time == BuildSpec().prefill_chunk  # no plan takes more
 
 
 def test_a_half_precision_bundle_answers(half_bundle: Path) -> None:
