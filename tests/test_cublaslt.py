@@ -62,15 +62,15 @@ def test_where_it_is_looked_for(tried: list[tuple[str, int]], driver: int, order
 class Library:
     """One whose every function succeeds and finds an algorithm, but for one; it remembers what was called."""
 
-    def __init__(self, failing: str = "", status: int = 0, algorithms: int = 1) -> None:
-        self.failing, self.status, self.algorithms = failing, status, algorithms
+    def __init__(self, failing: str = "", status: int = 0, algorithms: int = 1, state: int = 0) -> None:
+        self.failing, self.status, self.algorithms, self.state = failing, status, algorithms, state
         self.called: Counter[str] = Counter()
 
     def __getattr__(self, name: str) -> Any:
         def function(*arguments: Any) -> int:
             self.called[name] += 1
             if name == "cublasLtMatmulAlgoGetHeuristic":
-                arguments[-1]._obj.value = self.algorithms
+                arguments[-1]._obj.value, arguments[-2]._obj.state = self.algorithms, self.state
             return self.status if name == self.failing else 0
 
         setattr(self, name, function)
@@ -97,9 +97,12 @@ def test_a_status_is_an_error(name: str, status: int, said: str) -> None:
         cublaslt.CuBlasLt(Library(name, status), 1, 2).product(ONE, ONE, ONE, 0.0, None, False)
 
 
-def test_no_algorithm_is_an_error() -> None:
+@pytest.mark.parametrize(("algorithms", "state"), [(0, 0), (1, 15)])
+def test_no_algorithm_is_an_error(algorithms: int, state: int) -> None:
+    library = Library(algorithms=algorithms, state=state)
     with pytest.raises(EngineError, match="no algorithm for a product of 1 x 1 and 1 x 1"):
-        cublaslt.CuBlasLt(Library(algorithms=0), 1, 2).product(ONE, ONE, ONE, 0.0, None, False)
+        cublaslt.CuBlasLt(library, 1, 2).product(ONE, ONE, ONE, 0.0, None, False)
+    assert library.alive == 0
 
 
 def test_a_shape_is_planned_once_and_old_plans_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +123,8 @@ def test_a_shape_is_planned_once_and_old_plans_go(monkeypatch: pytest.MonkeyPatc
     told = library.called["cublasLtMatmulDescSetAttribute"]
     assert multiply(1, bias=256) == 0 and library.called["cublasLtMatmulDescSetAttribute"] == told
     assert multiply(1, bias=512) == 0 and library.called["cublasLtMatmulDescSetAttribute"] == told + 1
+    with pytest.raises(AssertionError):
+        multiply(1, bias=128)  # the search was told of more alignment
     assert library.alive == 2 * 5
     blas.close()
     assert library.alive == 0 and library.called["cublasLtDestroy"] == 1

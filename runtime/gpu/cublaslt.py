@@ -20,9 +20,10 @@ DATA_TYPE = {np.dtype(np.float32): 0, np.dtype(np.float16): 2}
 COMPUTE_32F = 68  # sums in fp32; fp32 inputs as they are, for TF32 has another number
 TRANSPOSE = 1
 DESC_TRANSPOSE_A, DESC_EPILOGUE, DESC_BIAS_POINTER = 3, 7, 8
-EPILOGUE_DEFAULT, EPILOGUE_BIAS, EPILOGUE_GELU = 1, 4, 32  # its GELU is the one with tanh, as PyTorch takes it to be
+# The header does not say which GELU it is: by the machine code of 13.8 the one with tanh, by the GPU's own instruction.
+EPILOGUE_DEFAULT, EPILOGUE_BIAS, EPILOGUE_GELU = 1, 4, 32
 PREFERENCE_WORKSPACE, PREFERENCE_REDUCTION, PREFERENCE_ALIGNMENTS = 1, 3, (5, 6, 7, 8)
-IN_PLACE_OR_FP32 = 1 | 2  # parts of a sum are not added up in fp16
+REDUCTION_COMPUTE_TYPE = 2  # parts of a sum are added up in fp32; in place they would be in out's type
 STATUS = {
     **{1: "NOT_INITIALIZED", 3: "ALLOC_FAILED", 7: "INVALID_VALUE", 8: "ARCH_MISMATCH", 11: "MAPPING_ERROR"},
     **{13: "EXECUTION_FAILED", 14: "INTERNAL_ERROR", 15: "NOT_SUPPORTED", 16: "LICENSE_ERROR"},
@@ -127,7 +128,7 @@ class _Plan:
         self.x = self._make("MatrixLayout", taken, k, m, k)
         self.out = self._make("MatrixLayout", given, n, m, n)
         preference = self._make("MatmulPreference")
-        wanted = [(PREFERENCE_WORKSPACE, c_uint64(WORKSPACE)), (PREFERENCE_REDUCTION, c_uint32(IN_PLACE_OR_FP32))]
+        wanted = [(PREFERENCE_WORKSPACE, c_uint64(WORKSPACE)), (PREFERENCE_REDUCTION, c_uint32(REDUCTION_COMPUTE_TYPE))]
         wanted += [(which, c_uint32(size)) for which, size in zip(PREFERENCE_ALIGNMENTS, aligned, strict=True)]
         for which, value in wanted:
             library.call("cublasLtMatmulPreferenceSetAttribute", preference, which, byref(value), ctypes.sizeof(value))
@@ -135,6 +136,7 @@ class _Plan:
         search = handle, self.work, self.matrix, self.x, self.out, self.out, preference, 1
         library.call("cublasLtMatmulAlgoGetHeuristic", *search, byref(self._found), byref(count))
         if not count.value or self._found.state:
+            self.close()
             raise EngineError(f"cuBLASLt has no algorithm for a product of {m} x {k} and {k} x {n}")
         self.algorithm = byref(self._found)
 

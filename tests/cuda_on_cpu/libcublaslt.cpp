@@ -96,10 +96,11 @@ CALL cublasLtMatmulPreferenceSetAttribute(Preference *preference, int attribute,
 CALL cublasLtMatmulAlgoGetHeuristic(Handle *handle, Work *work, Layout *a, Layout *b, Layout *c, Layout *d,
                                     Preference *preference, int requested, Found *found, int *count) {
     if (!handle->alive || requested != 1 || c != d || !fit(work, a, b, d)) return NOT_SUPPORTED;
-    if (preference->workspace != WORKSPACE || preference->reductions != 3) return NOT_SUPPORTED;
+    if (preference->workspace != WORKSPACE || preference->reductions != 2) return NOT_SUPPORTED;
     if (work->epilogue != DEFAULT && !work->bias) return INVALID_VALUE;
     *found = Found{{{work->epilogue, d->rows, d->columns}}, 0, 0, 1.0f, {}};
     for (int i = 0; i < 4; ++i) found->algorithm.data[3 + i] = preference->alignments[i];
+    found->algorithm.data[7] = alignment(work->bias);
     *count = 1;
     return SUCCESS;
 }
@@ -110,8 +111,8 @@ CALL cublasLtMatmul(Handle *handle, Work *work, const float *alpha, char *left, 
     if (!workspace || workspace_bytes != WORKSPACE) return NOT_SUPPORTED;
     const uint64_t *made = algorithm->data;
     if (made[0] != work->epilogue || made[1] != d->rows || made[2] != d->columns) return INVALID_VALUE;
-    const void *pointers[4] = {left, right, c, out};
-    for (int i = 0; i < 4; ++i)
+    const void *pointers[5] = {left, right, c, out, work->bias};
+    for (int i = 0; i < 5; ++i)
         if (uint32_t has = alignment(pointers[i]); has && has < made[3 + i]) return INVALID_VALUE;
     Product product{*work, *alpha, *beta, *a, *b, *d, left, right, c, out};
     return cpu_add_work(stream, multiply, new Product(product)) ? EXECUTION_FAILED : SUCCESS;

@@ -251,7 +251,7 @@ CALL cuGetProcAddress(const char *symbol, void **function, int version, unsigned
     return cuGetProcAddress_v2(symbol, function, version, flags, nullptr);
 }
 
-// For libcublas.cpp.
+// For libcublaslt.cpp.
 CALL cpu_add_work(void *stream, void (*work)(void *), void *data) {
     return add(static_cast<Stream *>(stream), [=] { work(data); });
 }
