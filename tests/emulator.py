@@ -161,14 +161,16 @@ class EmulatedDevice:
     ) -> None:
         left, right, target = map(self._matrix, (x, matrix, out))
         added = None if bias is None else self._matrix(bias)
-        assert added is not None or not gelu
+        (m, k), n = x.shape, len(matrix)
+        assert matrix.shape == (n, k) and out.shape == (m, n) and x.dtype == matrix.dtype
+        assert bias is None or (bias.shape == (n,) and bias.dtype == out.dtype and bias.address % 256 == 0)
+        assert bias is not None or not gelu
 
         def run() -> None:
             found = left.astype(np.float32) @ right.astype(np.float32).T
             if beta:
                 found += np.float32(beta) * target
             if added is not None:
-                assert (added.dtype, added.shape) == (target.dtype, target.shape[1:])
                 found += added
             if gelu:
                 found = found / 2 * (1 + np.tanh(np.float32(np.sqrt(2 / np.pi)) * (found + 0.044715 * found**3)))

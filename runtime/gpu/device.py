@@ -130,8 +130,8 @@ class Device(Protocol):
         gelu: bool = False,
     ) -> None:
         """out [m, n] = x [m, k] matrix [n, k]^T + beta out + bias [n]. fp16 to fp16 or fp32, or fp32 to fp32; sums are
-        fp32, never TF32. With beta = 0 out is not read. A bias is of out's type; with one, `gelu` applies GELU in its
-        form with tanh to the sum."""
+        fp32, never TF32. With beta = 0 out is not read. A bias is of out's type and begins at a multiple of 256 bytes;
+        with one, `gelu` applies GELU in its form with tanh to the sum; on a GPU that tanh is some 1e-5 off."""
 
     def capture(self) -> AbstractContextManager[CudaGraph]:
         """Record, in the `with` block, what is launched, copied and zeroed, without doing it; then launch() does it.
