@@ -49,6 +49,9 @@ class LiveVideo:
 
     A question is asked about the frames in memory and forgotten with its answer; a frame that is pushed meanwhile ends
     the answer with a UsageError. Not thread-safe: all calls on one VideoLLM and its live videos come from one thread.
+
+    With `weigh`, what merge drops of a frame adds to the weights of tokens that are in memory, as in a clip of these
+    frames; but what was computed before saw the weights of then, and the weight of a token that goes, goes with it.
     """
 
     def __init__(self, llm: VideoLLM, compression: Compression, spec: LiveSpec) -> None:

@@ -179,6 +179,13 @@ def test_compression_off_applies_nothing(llm: VideoLLM) -> None:
     assert stats.visual_tokens_kept == stats.visual_tokens_in == stats.mean_active_rows
 
 
+def test_weights_are_for_what_was_merged(llm: VideoLLM) -> None:
+    for weighs, ratio in ((False, 0.0), (True, 0.7)):
+        plain, weighed = (Compression(merge_ratio=ratio, weigh=weigh) for weigh in (False, True))
+        ids = [llm.generate("What?", frames(9), compression=one, sampling=SHORT).token_ids for one in (plain, weighed)]
+        assert llm.kv.weighed == weighs == (ids[0] != ids[1])
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_every_ratio_runs(llm: VideoLLM, ratio: float) -> None:
     stats = llm.generate("What?", video=frames(5), compression=Compression(merge_ratio=ratio), sampling=SHORT).stats
