@@ -112,10 +112,11 @@ def test_merge_of_every_kind_gives_device_memory(
     np.testing.assert_array_equal(index, places)
 
 
-def test_a_request_is_answered_as_on_the_cpu(bundle: Bundle, engine: OnHost, llm: VideoLLM) -> None:
+@pytest.mark.parametrize("weigh", [False, True])
+def test_a_request_is_answered_as_on_the_cpu(bundle: Bundle, engine: OnHost, llm: VideoLLM, weigh: bool) -> None:
     """The decoder graphs, on host arrays that the engine carries to the device and back."""
     gpu = VideoLLM(bundle, engine, SPEC)
-    settings: dict[str, Any] = {"video": frames(9), "compression": Compression(merge_ratio=0.7), "sampling": SHORT}
+    settings: dict[str, Any] = {"video": frames(9), "compression": Compression(weigh=weigh), "sampling": SHORT}
     assert gpu.generate("What?", **settings).token_ids == llm.generate("What?", **settings).token_ids
 
 
