@@ -26,6 +26,8 @@ from dycoke_edge.doctor import examine
 from dycoke_edge.errors import DycokeEdgeError, EngineError, UsageError
 from dycoke_edge.memory import describe
 
+WHAT_RUNS = ("provider", "decoder", "vision")  # of EngineSpec, what verify tries
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; `command` holds the function to run."""
@@ -58,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     p = command(commands, "verify", verify, "hash every file of a bundle and answer one question with it")
     p.add_argument("bundle", type=Path, metavar="BUNDLE")
-    add(p, EngineSpec, only=("provider",))
+    add(p, EngineSpec, only=WHAT_RUNS)
 
     p = command(commands, "doctor", doctor, "show what this machine has and lacks")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -193,13 +195,13 @@ def verify(args: argparse.Namespace) -> None:
     with installed("verify", "dycoke-edge", EngineError):
         from dycoke_edge.runtime.smoke import smoke_run
         from dycoke_edge.runtime.trt.plan import verify as verify_plans
-    bundle = open_bundle(args.bundle)
+    engine, bundle = take(args, EngineSpec, WHAT_RUNS), open_bundle(args.bundle)
     names = list(bundle.manifest.files)
     with output.progress() as show:
         bundle.verify(lambda name: show(name, names.index(name) / len(names)))
         plans = verify_plans(bundle, lambda name: show(name, 1.0))
         show("answering", 1.0)
-        reply, results = smoke_run(args.bundle, args.provider)
+        reply, results = smoke_run(args.bundle, engine.provider, decoder=engine.decoder, vision=engine.vision)
     for result in results:
         output.parity(result)
     told = {"bundle": str(args.bundle), "files": len(names), "plans": plans, "tokens": reply.token_ids, "ok": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,11 @@ from dycoke_edge.runtime.trt.parity import measure
 FRAMES, TOKENS = 4, 4
 
 
-def smoke_run(bundle: str | PathLike[str], provider: Provider = "cpu") -> tuple[Reply, list[Parity]]:
+def smoke_run(bundle: str | PathLike[str], provider: Provider = "cpu", **options: Any) -> tuple[Reply, list[Parity]]:
     """Answer a question about a made-up clip with every merge ratio of the bundle; returns the last reply, and how far
-    vision and merge are from the CPU's on another provider. EngineError if that is more than the export allows."""
-    llm = VideoLLM.load(bundle, provider, kv_capacity=FRAMES * 1024)
+    vision and merge are from the CPU's on another provider. EngineError if that is more than the export allows.
+    `options` are fields of EngineSpec."""
+    llm = VideoLLM.load(bundle, provider, kv_capacity=FRAMES * 1024, **options)
     results = [] if provider == "cpu" else _against_cpu(llm)
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (FRAMES, 64, 64, 3), dtype=np.uint8)

@@ -90,7 +90,7 @@ def merge_frame(
 
 def _own(engine: Engine, tokens: DeviceArray) -> bool:
     """Whether kernels of our own merge: TensorRT has plans for it."""
-    return engine.provider == "cuda" and on_gpu.covers(tokens)
+    return engine.provider == "cuda" and on_gpu.covers(tokens.shape[1], tokens.shape[2], tokens.dtype)
 
 
 def _merge_by_graph(engine: Engine, graph: str, tokens: AnyArray, kept: int) -> tuple[AnyArray, AnyArray]:

@@ -45,7 +45,20 @@ def test_equal_tokens_stay_in_order(device: Device) -> None:
     assert merge.merge(DeviceArray.of(device, tokens), 0.5)[1].numpy().tolist() == list(range(64 + 32))
 
 
-def test_what_the_kernels_cover(device: Device) -> None:
-    assert merge.covers(DeviceArray.empty(device, (1, 1024, 8), np.float16))
-    assert not merge.covers(DeviceArray.empty(device, (1, 1025, 8), np.float16))
-    assert not merge.covers(DeviceArray.empty(device, (1, 16, 6), np.float32))
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_pairs_are_merged_as_by_the_graph(device: Device, dtype: type[np.floating]) -> None:
+    """What graph and reference give for two frames, of which the first is the anchor of the second."""
+    random = np.random.default_rng(0)
+    reference, frame = (random.standard_normal((3, 49, 40)).astype(dtype) for _ in "ab")
+    frame[:, ::3] += 2 * reference[:, ::3]
+    kept, index = merge.merge_pairs(DeviceArray.of(device, reference), DeviceArray.of(device, frame), 14)
+    assert index.dtype == np.int32 and index.shape == (3, 14)
+    for i in range(3):
+        want = merge_indices(np.stack([reference[i], frame[i]]), 0.7)[49:] - 49
+        np.testing.assert_array_equal(index[i], want)
+        np.testing.assert_array_equal(kept.numpy()[i], frame[i, want])
+
+
+def test_what_the_kernels_cover() -> None:
+    assert merge.covers(1024, 8, np.float16)
+    assert not merge.covers(1025, 8, np.float16) and not merge.covers(16, 6, np.float32)

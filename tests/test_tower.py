@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from dycoke_edge import VideoLLM
 from dycoke_edge.bundle import VISION_WEIGHTS, Bundle, open_bundle
+from dycoke_edge.cli import main
 from dycoke_edge.config import Compression, EngineSpec, LiveSpec, Sampling
 from dycoke_edge.contract import VisionTable
 from dycoke_edge.errors import BundleError, EngineError, UsageError
 from dycoke_edge.export.vision import pooling_matrix
 from dycoke_edge.runtime import ort_cuda
 from dycoke_edge.runtime.engine import OrtCpuEngine, open_engine
+from dycoke_edge.runtime.gpu import merge
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.engine import KernelEngine
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
@@ -163,8 +165,14 @@ def test_graphs_are_onnxruntimes_and_only_when_needed(
             open_engine(open_bundle(tiny_bundle), spec)
     engine = open_engine(open_bundle(tiny_bundle), EngineSpec("cuda"))
     engine.load("vision")
+    engine.load("merge_070")
+    for graph in ("merge_070", "decoder_deep", "vision", "vision"):  # nothing is opened to be closed
+        engine.unload(graph)
     with pytest.raises(EngineError, match="no CUDA kernels"):
-        engine.load("merge_070")
+        engine.load("decoder_deep")
+    monkeypatch.setattr(merge, "MOST_TOKENS", 15)  # of 16 that a frame has
+    with pytest.raises(EngineError, match="no CUDA kernels"):
+        open_engine(open_bundle(tiny_bundle), EngineSpec("cuda")).load("merge_070")
 
 
 def test_a_whole_answer_without_onnxruntimes_kernels(
@@ -193,6 +201,18 @@ def test_a_live_video_without_onnxruntimes_kernels(
         answer = live.ask("What?", Sampling(max_new_tokens=8, stop_token_ids=()))
         found.append(([piece.token for piece in answer], live.num_tokens))
     assert found[0] == found[1]
+
+
+def test_verify_without_onnxruntimes_kernels(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It checks what runs: the tower, and merge by our kernels."""
+    monkeypatch.setattr(ort_cuda, "open_device", lambda: device)
+    assert main(["verify", str(tiny_bundle), "--provider", "cuda", "--decoder", "launched"]) == 0
+    lines = [line.split()[:2] for line in capsys.readouterr().err.splitlines()]
+    merges = [[f"merge_0{ratio}0", output] for ratio in (3, 5, 7, 9) for output in ("kept", "index")]
+    assert lines == [["vision", "tokens"], *merges]
+    assert main(["verify", str(tiny_bundle), "--vision", "kernels"]) == 2
 
 
 def test_towers_that_it_is_not_made_for(device: Device, tiny_bundle: Path, tmp_path: Path) -> None:

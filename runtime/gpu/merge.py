@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import c_int32
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from dycoke_edge.dycoke import kept_per_frame, merged_layout
 from dycoke_edge.runtime.gpu.device import DeviceArray
@@ -24,6 +24,16 @@ def merge_frame(anchor: DeviceArray, frame: DeviceArray, merge_ratio: float) -> 
     """One frame [N, E] against its anchor: the kept tokens [m, E] and their places [m]."""
     kept = kept_per_frame(len(frame), merge_ratio)
     return _merged(frame[None], anchor[None], np.zeros(1, np.int32), np.full(1, kept, np.int32), kept)
+
+
+def merge_pairs(references: DeviceArray, frames: DeviceArray, kept: int) -> tuple[DeviceArray, NDArray[np.int32]]:
+    """What a merge graph does: of each frame [B, N, E] the tokens [B, m, E] least similar to its reference [B, N, E],
+    and their places [B, m]; waits for these."""
+    pairs, per_frame, width = frames.shape
+    numbers = np.arange(pairs, dtype=np.int32)
+    out, index = _merged(frames, references, numbers, np.full(pairs, kept, np.int32), kept)
+    places = index.numpy().reshape(pairs, kept) - numbers[:, None] * np.int32(per_frame)
+    return out.reshape(pairs, kept, width), places
 
 
 def _merged(
@@ -47,6 +57,6 @@ def _merged(
     return out, index
 
 
-def covers(tokens: DeviceArray) -> bool:
-    """Whether the kernels take tokens [F, N, E] of this shape."""
-    return tokens.shape[1] <= MOST_TOKENS and tokens.shape[2] * tokens.dtype.itemsize % 16 == 0
+def covers(per_frame: int, width: int, dtype: DTypeLike) -> bool:
+    """Whether the kernels take frames of so many tokens, `width` numbers each."""
+    return per_frame <= MOST_TOKENS and width * np.dtype(dtype).itemsize % 16 == 0
