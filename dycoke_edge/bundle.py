@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ MANIFEST = "dycoke_edge.json"
 EMBED = "onnx/embed_tokens.npy"
 WEIGHTS = "onnx/decoder_weights.json"
 VISION_WEIGHTS = "onnx/vision_weights.json"
+Table = TypeVar("Table", WeightTable, VisionTable)
 
 
 class FileEntry(BaseModel):
@@ -98,27 +99,27 @@ class Bundle:
 
     def weight_table(self) -> WeightTable:
         """Where the decoder's weights lie; BundleError if the bundle does not say, as those of 0.1 do not."""
-        file = self.path / WEIGHTS
-        if WEIGHTS not in self.manifest.files:
-            raise BundleError(f"{self.path} has no {WEIGHTS}, which a GPU's kernels need; export again")
-        try:
-            return WeightTable.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
+        return self._read_table(WEIGHTS, WeightTable, "export again")
 
     def vision_table(self) -> VisionTable:
         """Where the vision encoder's weights lie; BundleError if the bundle does not say, as those of 0.1 and those of
-        other towers than SigLIP do not."""
-        file = self.path / VISION_WEIGHTS
-        if VISION_WEIGHTS not in self.manifest.files:
-            raise BundleError(
-                f"{self.path} has no {VISION_WEIGHTS}, which a GPU's kernels need; use --vision graph, or export again "
-                "if an older version made it"
-            )
+        other towers than SigLIP do not, or says what cannot be."""
+        remedy = "use --vision graph, or export again if an older version made it"
+        table, model = self._read_table(VISION_WEIGHTS, VisionTable, remedy), self.model
+        found = {name: placed.shape for name, placed in table.weights.items()}
+        odd = sorted(found.items() ^ contract.vision_shapes(table, model).items())
+        if odd or table.side != model.image_size // table.patch:
+            what = odd[0][0] if odd else "side"
+            raise BundleError(f"{self.path / VISION_WEIGHTS} does not fit the model ({what}); export again")
+        return table
+
+    def _read_table(self, name: str, kind: type[Table], remedy: str) -> Table:
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path} has no {name}, which a GPU's kernels need; {remedy}")
         try:
-            return VisionTable.model_validate_json(file.read_bytes())
+            return kind.model_validate_json((self.path / name).read_bytes())
         except (OSError, ValidationError) as error:
-            raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
+            raise BundleError(f"{self.path / name} cannot be read ({_first_line(error)}); export again") from None
 
     def merge_graph(self, merge_ratio: float) -> str | None:
         """The merge graph for a ratio, None where merge needs none; UsageError if the bundle lacks it."""

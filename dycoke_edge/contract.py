@@ -112,6 +112,23 @@ class VisionTable(BaseModel):
     weights: dict[str, Placed]
 
 
+def vision_shapes(table: VisionTable, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The weights that a table must place, and their shapes."""
+    wide, deep, narrow, inner = table.width, table.mlp, spec.hidden_size, table.heads * table.head_dim
+    matrices = {"q": (wide, inner), "k": (wide, inner), "v": (wide, inner), "out": (inner, wide)}
+    matrices |= {"fc1": (wide, deep), "fc2": (deep, wide)}
+    shapes: dict[str, tuple[int, ...]] = {"patch.weight": (wide, 3 * table.patch**2)}
+    shapes["patch.offset"] = ((spec.image_size // table.patch) ** 2, wide)
+    for layer in range(table.layers):
+        for name, shape in matrices.items():
+            shapes |= {f"layers.{layer}.{name}.weight": shape, f"layers.{layer}.{name}.bias": shape[1:]}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"layers.{layer}.{name}.{part}": (wide,) for part in ("weight", "bias")}
+    for name, shape in (("projector.1", (wide, narrow)), ("projector.2", (narrow, narrow))):
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[1:]}
+    return shapes
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One input or output: a name, a shape of numbers and letters, an element type."""

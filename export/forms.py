@@ -58,7 +58,7 @@ def write_cuda(vision: Path, path: Path, layers: int) -> None:
     fused = sum(_fuse_skip(graph, norm) for norm in norms)
     if (len(norms), fused) != (2 * layers, 2 * layers - 1):
         raise graph.unknown(f"{len(norms)} norms, {fused} of them after a residual, in {layers} layers")
-    gelus = [_fuse_gelu(graph, node) for node in graph.all("Tanh")]
+    gelus = [_fuse_gelu(graph, node) for node in graph.all("Tanh")[:layers]]  # the projector may have one more
     if len(gelus) != layers:
         raise graph.unknown(f"{len(gelus)} GELUs in {layers} layers")
     _patches_by_matmul(graph)

@@ -109,10 +109,15 @@ def align(model: onnx.ModelProto, path: Path) -> None:
     ):
         for tensor in model.graph.initializer:
             if tensor.data_location == TensorProto.EXTERNAL:
-                place = {entry.key: entry.value for entry in tensor.external_data}
-                start = int(place.get("offset", 0))
-                _append(new, tensor, memoryview(content)[start : start + int(place["length"])], file.name)
+                _append(new, tensor, memoryview(content)[lies_at(tensor)], file.name)
     moved.replace(file)
+
+
+def lies_at(tensor: TensorProto) -> slice:
+    """Where a weight lies in its data file, in bytes."""
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    start = int(place.get("offset", 0))
+    return slice(start, start + int(place["length"]))
 
 
 def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
