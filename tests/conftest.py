@@ -18,7 +18,7 @@ from dycoke_edge.export.build import export
 from dycoke_edge.runtime.gpu.device import Device
 from tests import lively
 from tests.emulator import EmulatedDevice
-from tests.gpu import no_cuda_engine, no_gpu, real_device
+from tests.gpu import no_cuda_graphs, no_gpu, real_device
 
 torch.set_num_threads(1)  # on busy cores the spinning threads of torch made these tests 70 times slower
 
@@ -71,15 +71,16 @@ ENGINES: dict[str, dict[str, Any]] = {
     "cpu": {},
     "cuda": {"provider": "cuda"},
     "cuda-launched": {"provider": "cuda", "decoder": "launched"},
-    "cuda-graphs": {"provider": "cuda", "decoder": "graphs"},
+    "cuda-graphs": {"provider": "cuda", "decoder": "graphs", "vision": "graph"},
 }
 
 
 @pytest.fixture(params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ENGINES if name != "cpu")])
 def load(request: pytest.FixtureRequest) -> Callable[..., VideoLLM]:
     """VideoLLM.load on every engine that can be had: what holds on the CPU must hold there."""
-    if request.param != "cpu" and no_cuda_engine():
-        pytest.skip(no_cuda_engine())
+    missing = {"cpu": "", "cuda-graphs": no_cuda_graphs()}.get(request.param, no_gpu())
+    if missing:
+        pytest.skip(missing)
     return partial(VideoLLM.load, **ENGINES[request.param])
 
 

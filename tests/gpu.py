@@ -21,8 +21,8 @@ def no_gpu() -> str:
 
 
 @cache
-def no_cuda_engine() -> str:
-    """The same of `--provider cuda`, which needs onnxruntime-gpu too."""
+def no_cuda_graphs() -> str:
+    """The same of graphs with `--provider cuda`, which need onnxruntime-gpu too."""
     from dycoke_edge.runtime.ort_cuda import check_onnxruntime
 
     if not no_gpu():
