@@ -36,6 +36,11 @@ class CudaDevice:
         """EngineError that says what is missing and how to get it. Tests give a driver and other kernels."""
         self._driver = driver or Driver()
         self._context = Context(self._driver, index)
+        try:
+            self._library = find_library(self._driver.version)  # what lacks is said now, not at the first product
+        except EngineError:
+            self._context.close()
+            raise
         self._call, self._quietly = self._context.call, self._context.quietly
         self._stream = self._call("cuStreamCreate", NON_BLOCKING)
         self._free_at_start, self.total_bytes = self._call("cuMemGetInfo")
@@ -185,7 +190,7 @@ class CudaDevice:
         """As in Device. The first one takes 32 MiB of workspace, and so must come before capture."""
         self._context.enter()
         if self._cublas is None:
-            self._cublas = CuBlasLt(find_library(self._driver.version), self.stream, self.alloc(WORKSPACE))
+            self._cublas = CuBlasLt(self._library, self.stream, self.alloc(WORKSPACE))
         try:
             self._cublas.product(x, matrix, out, beta, bias, gelu)
         except EngineError:
