@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.pipeline import VideoLLM
 
 Image = NDArray[np.uint8]
+NOT_COUNTED = np.empty(0, np.int64)  # else a GPU would be waited for, to say what merge kept
 
 
 @dataclass
@@ -65,6 +66,7 @@ class LiveVideo:
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()
         self._window = Window(spec)
+        self._weighs = compression.weigh and compression.merge_ratio > 0
         self.engine.load("vision")  # now, not when the first frame comes
         llm.layers.load()
         self.clear()
@@ -191,7 +193,7 @@ class LiveVideo:
             kept, index = visual.merge_frame(self.bundle, self.engine, before, tokens, ratio)
         frame = Held(len(kept), len(tokens) if keep else len(kept), time, time)
         evicted = self._make_room(frame)
-        numbers = stand_ins(np.asarray(index), self.kv.num_visual, numbered)
+        numbers = stand_ins(np.asarray(index), self.kv.num_visual, numbered) if self._weighs else NOT_COUNTED
         try:
             with self.stats.timed("prefill"):
                 self._see(kept, index if keep else np.arange(len(kept), dtype=np.int32), frame.span, numbers)
@@ -232,7 +234,7 @@ class LiveVideo:
     def _see(self, kept: AnyArray, positions: AnyArray, span: int, numbers: NDArray[np.int64]) -> None:
         """Prefill a frame's kept tokens [m, E]; `numbers` [N] say which token in memory stands for each of its own."""
         counts = None
-        if self.compression.weigh and self.compression.merge_ratio:
+        if self._weighs:
             counts = np.bincount(numbers, minlength=self.kv.num_visual + len(kept))
             counts[: self.kv.num_visual] += self.kv.counts
         if self._empty:

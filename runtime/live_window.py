@@ -16,7 +16,8 @@ ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's pl
 
 @dataclass(frozen=True)
 class Compared:
-    """A frame: its tokens [N, E], and which token in memory, counted from the oldest, stands for each: int64 [N]."""
+    """A frame: its tokens [N, E], and which token in memory, counted from the oldest, stands for each: int64 [N], or
+    [0] where nothing is weighed."""
 
     tokens: AnyArray
     numbers: NDArray[np.int64]
