@@ -187,7 +187,7 @@ def _patches_by_matmul(graph: Traced) -> None:
     (conv,) = graph.all("Conv") or (None,)
     if conv is None:
         raise graph.unknown("it has no convolution")
-    pixels, weight, bias = conv.input
+    pixels, weight, *bias = conv.input  # the exporter leaves a bias of zeros out
     kernel = graph.array(weight)
     width, colours, size, _ = kernel.shape
     graph.up(conv.output[0], "Conv", strides=[size, size], pads=[0] * 4, dilations=[1, 1], group=1)
@@ -203,7 +203,7 @@ def _patches_by_matmul(graph: Traced) -> None:
     zeros, ends, axes = ints("zeros", 0, 0), ints("ends", side * size, side * size), ints("axes", 2, 3)
     cells, flat = ints("cells", -1, colours, side, size, side, size), ints("flat", -1, side * side, colours * size**2)
     matrix = graph.constant(f"{name}.matrix", kernel.reshape(width, -1).T)
-    offset = (positions.astype(np.float64) + graph.array(bias)).astype(kernel.dtype)
+    offset = (positions.astype(np.float64) + (graph.array(bias[0]) if bias else 0)).astype(kernel.dtype)
     value = graph.make("Slice", [pixels, zeros, ends, axes], [f"{name}.whole"])
     value = graph.make("Reshape", [value, cells], [f"{name}.split"])
     value = graph.make("Transpose", [value], [f"{name}.turned"], perm=[0, 2, 4, 1, 3, 5])

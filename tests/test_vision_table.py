@@ -72,9 +72,11 @@ def written(checkpoint: Path, folder: Path, like: Bundle, equal: bool = False, *
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | changes))
     tensors = load_file(model / "model.safetensors")
-    if equal:  # the exporter makes one constant of them
+    if equal:  # the exporter makes one constant of them, and none of zeros
         biases = [name for name in tensors if name.endswith("k_proj.bias") and "vision_tower" in name]
         tensors |= {name: tensors[biases[0]].clone() for name in biases}
+        (patch,) = (name for name in tensors if name.endswith("patch_embedding.bias"))
+        tensors[patch].zero_()
     if not changes.get("multimodal_projector_bias", True):
         tensors = {name: t for name, t in tensors.items() if "projector" not in name or not name.endswith("bias")}
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
