@@ -115,8 +115,10 @@ def graph(bundle: Bundle, pixels: Array) -> Array:
     return tokens
 
 
-def same(bundle: Bundle, got: Array, want: Array) -> None:
-    close = 1e-5 if bundle.model.dtype == "fp32" else 4e-3
+def same(device: Device, bundle: Bundle, got: Array, want: Array) -> None:
+    """cuBLASLt's GELU takes a GPU's own tanh, which is 1.1e-5 off; with erf in its place it would be 5e-4."""
+    exact = isinstance(device, EmulatedDevice)
+    close = (1e-5 if exact else 1e-4) if bundle.model.dtype == "fp32" else 4e-3
     assert np.abs(got.astype(np.float32) - want).max() < close * np.abs(want.astype(np.float32)).max()
 
 
@@ -126,7 +128,7 @@ def test_it_gives_what_the_graph_gives(device: Device, bundle: Bundle) -> None:
     for frames in (2, 1, 1, 1, 3, 1, 1, 3, 3):
         pixels, tokens = pixels_for(bundle, frames), DeviceArray.of(device, tokens_for(bundle, frames))
         tower.run(DeviceArray.of(device, pixels), tokens)
-        same(bundle, tokens.numpy(), graph(bundle, pixels))
+        same(device, bundle, tokens.numpy(), graph(bundle, pixels))
 
 
 def test_a_number_of_frames_seen_before_is_captured(half_bundle: Path) -> None:
@@ -145,7 +147,7 @@ def test_the_engine_takes_arrays_from_the_host_and_gives_memory_back(device: Dev
     engine = KernelEngine(bundle, EngineSpec("cuda"), device)
     pixels, tokens = pixels_for(bundle, 2), tokens_for(bundle, 2)
     engine.run("vision", {"pixels": pixels}, {"tokens": tokens})
-    same(bundle, tokens, graph(bundle, pixels))
+    same(device, bundle, tokens, graph(bundle, pixels))
     held = device.bytes_in_use
     engine.unload("vision")
     weights = (bundle.path / "onnx" / "vision.onnx.data").stat().st_size
