@@ -155,14 +155,15 @@ def contestants(args: argparse.Namespace, checkpoint: Path, bundle: Bundle) -> d
     if not args.no_torch:
         found[TORCH] = Torch(checkpoint, pixels, args.provider)
     if args.provider == "cuda":
-        check_onnxruntime()
         device = open_device()
         engines: dict[str, Engine] = {KERNELS: KernelEngine(bundle, EngineSpec("cuda"), device)}
-        engines |= {name: OnGpu(bundle, device, *said) for name, said in SESSIONS.items()}
+        if not args.no_graphs:
+            check_onnxruntime()
+            engines |= {name: OnGpu(bundle, device, *said) for name, said in SESSIONS.items()}
     else:
         engines = {name: OnCpu(bundle, form) for name, (form, options) in SESSIONS.items() if not options}
     found |= {name: Graph(engine, bundle, pixels) for name, engine in engines.items()}
-    return found | {"encode": Frames(engines.get(KERNELS, engines[OURS]), bundle, frames)}
+    return found | {"encode": Frames(engines[KERNELS if KERNELS in engines else OURS], bundle, frames)}
 
 
 def measure(sides: dict[str, Contestant], batches: list[int], rounds: int) -> dict[str, dict[int, float]]:
@@ -226,7 +227,7 @@ def show(found: dict[str, Any]) -> None:
         table.add_row(name, *(f"{by[batch] * 1e3:.1f}" for batch in batches), *ends)
     people.print(table)
     for what in ("by_operator", "by_kernel"):
-        people.print(f"{what.replace('_', ' ')}: {json.dumps(found[what])}")
+        people.print(f"{what.replace('_', ' ')}: {json.dumps(found.get(what))}")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -249,17 +250,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "distance": distances(sides, batches[-1]),
     }
-    ours = sides[OURS]
-    assert isinstance(ours, Graph) and isinstance(ours.engine, OrtCpuEngine)
-    best = min(seconds[OURS], key=lambda batch: seconds[OURS][batch])
+    name = OURS if OURS in sides else KERNELS
+    ours, best = sides[name], min(seconds[name], key=lambda batch: seconds[name][batch])
+    assert isinstance(ours, Graph)
 
     def once() -> None:
         ours.start(best)
         ours.wait()
 
     found["by_kernel"] = {"batch": best, **by_kernel(once)} if not args.no_torch else None
-    clock, spent = by_operator(ours.engine, "vision", once)
-    found["by_operator"] = {"batch": best, "clock": clock, "milliseconds": spent}
+    if isinstance(ours.engine, OrtCpuEngine):
+        clock, spent = by_operator(ours.engine, "vision", once)
+        found["by_operator"] = {"batch": best, "clock": clock, "milliseconds": spent}
     return found
 
 
@@ -275,6 +277,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--no-torch", action="store_true", help="leave transformers out, where torch is not there")
+    parser.add_argument("--no-graphs", action="store_true", help="own kernels only, where onnxruntime-gpu is not there")
     parser.add_argument("--export-json", type=Path)
     args = parser.parse_args()
     found = run(args)

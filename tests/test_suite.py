@@ -1,0 +1,57 @@
+"""The GPU suite's way with its steps; what they measure is tested with what measures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import suite
+from benchmarks.suite import STEPS, Step
+
+
+def step(name: str, code: str, limit: float = 60, shape: str | None = None) -> Step:
+    return Step(name, ("-c", code, "{out}"), limit, shape)
+
+
+def test_a_step_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
+    count = "import pathlib, sys; file = pathlib.Path(sys.argv[1]) / 'count'; file.open('a').write('x')"
+    steps = [step("bad", "raise SystemExit(3)"), step("slow", "import time; time.sleep(60)", 0.5), step("good", count)]
+    for _ in range(2):
+        ended = suite.run(steps, tmp_path / "build", tmp_path / "out")
+        assert ended == {"bad": "exit status 3", "slow": "took more than 0.5 s", "good": "done"}
+    assert (tmp_path / "out" / "count").read_text() == "x"
+    assert json.loads((tmp_path / "out" / "suite.json").read_text()) == ended
+
+
+def test_a_step_waits_for_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[str]()
+
+    def make(self: suite.Models, shape: str, build: Path, out: Path) -> int:
+        made.append(shape)
+        return shape == "7b"
+
+    monkeypatch.setattr(suite.Models, "_make", make)
+    steps = [step("a", "", shape="0.5b"), step("b", "", shape="7b"), step("c", "")]
+    ended = suite.run(steps, tmp_path / "build", tmp_path / "out")
+    assert ended == {"a": "done", "b": "its models could not be made, see models-*.log", "c": "done"}
+    assert made == ["0.5b", "7b"]
+
+
+class Ran(Exception):
+    """Options were taken."""
+
+
+@pytest.mark.parametrize("one", [one for one in STEPS if one.command[1] != "pytest"], ids=lambda one: one.name)
+def test_the_benchmarks_take_their_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one: Step) -> None:
+    def ran(*arguments: object) -> None:
+        raise Ran
+
+    benchmark = importlib.import_module(one.command[1])
+    monkeypatch.setattr(benchmark, "run", ran)
+    monkeypatch.setattr(sys, "argv", [part.format(build=tmp_path, out=tmp_path) for part in one.command[1:]])
+    with pytest.raises(Ran):
+        benchmark.main()
