@@ -1,6 +1,6 @@
 """Every figure that wants a GPU, one after the other, while the models of later steps are still being made.
 
-    python -m benchmarks.suite --out out --build build        about 25 minutes on an H200
+    python -m benchmarks.suite --out out --build build        at most 22 minutes, models not counted
     python -m benchmarks.suite --out out --only tests vision  some of it
 
 A step is a process with a time limit. What it prints goes to OUT/<step>.log; one that fails or takes too long does not
