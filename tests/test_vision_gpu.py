@@ -11,6 +11,7 @@ import pytest
 from benchmarks import vision_gpu
 from benchmarks.ort_profile import summary
 from dycoke_edge.bundle import open_bundle
+from tests.emulator import EmulatedDevice
 
 
 def test_a_dry_run(
@@ -32,6 +33,24 @@ def test_a_dry_run(
     assert found["distance"]["portable"] == 0 < found["distance"]["vision_cuda"] < 3e-6
     operators = found["by_operator"]["milliseconds"]
     assert found["by_operator"]["clock"] == "host" and "MultiHeadAttention" in operators and "Softmax" not in operators
+
+
+def test_own_kernels_alone(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_checkpoint: Path,
+    tiny_bundle: Path,
+) -> None:
+    """Where there is no onnxruntime-gpu, here nor a GPU."""
+    model = ("--tiny", "--checkpoint", str(tiny_checkpoint), "--bundle", str(tiny_bundle), "--dtype", "fp32")
+    sizes = ("--frames", "2", "--batches", "1", "2", "--rounds", "1", "--no-torch", "--no-graphs")
+    monkeypatch.setattr(vision_gpu, "open_device", EmulatedDevice)
+    monkeypatch.setattr(sys, "argv", ["x", *model, *sizes])
+    vision_gpu.main()
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["seconds"]) == set(found["distance"]) == {"own kernels", "encode"}
+    assert found["distance"]["own kernels"] == 0 and found["distance"]["encode"] < 1e-5
+    assert "by_operator" not in found
 
 
 def test_the_arithmetic_of_the_tower(tiny_checkpoint: Path, tiny_bundle: Path) -> None:

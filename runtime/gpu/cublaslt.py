@@ -30,7 +30,7 @@ STATUS = {
 }
 MAJORS = (13, 12, 11)
 WORKSPACE = 32 << 20  # bytes; what NVIDIA advises for Hopper, and captured work needs a place that stays
-PLANS = 512  # that are kept: a prompt of another length has new ones, nine a model
+PLANS = 512  # that are kept: every number of tokens or frames has seven of its own
 ALIGNED = 256  # bytes; more alignment makes no difference
 
 
