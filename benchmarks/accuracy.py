@@ -44,18 +44,18 @@ def clips(wanted: int, frames: int, kinds: tuple[str, ...], seed: int) -> list[i
     seeds, asked = list[int](), 0
     while asked < wanted:
         seeds.append(seed + len(seeds))
-        asked += len(_ask(seeds[-1], frames, kinds))
+        asked += len(asked_about(seeds[-1], frames, kinds))
     return seeds
 
 
 def measure(seed: int, frames: int, kinds: tuple[str, ...], rows: list[Method], folder: Path) -> list[Line]:
     """One clip under every method, in a worker: a line a method."""
-    asked = _ask(seed, frames, kinds)
+    asked = asked_about(seed, frames, kinds)
     video = world.draw(world.plan(seed, "test", frames))
     tokens: dict[int, Any] = {}
     lines = []
     for method in rows:
-        contestant = _contestant(folder, method.split)
+        contestant = contestant_of(folder, method.split)
         if method.split not in tokens:
             tokens[method.split] = contestant.encode(video)
         entered, answers = contestant.answer(method, tokens[method.split], [q.text for q in asked], seed)
@@ -84,11 +84,11 @@ def score(question: questions.Question, text: str) -> float:
     return len(wanted & found) / max(len(wanted), len(found))
 
 
-def _ask(seed: int, frames: int, kinds: tuple[str, ...]) -> list[questions.Question]:
+def asked_about(seed: int, frames: int, kinds: tuple[str, ...]) -> list[questions.Question]:
     return [q for q in questions.ask(world.plan(seed, "test", frames), seed) if q.kind in kinds]
 
 
-def _contestant(folder: Path, split: int) -> Contestant:
+def contestant_of(folder: Path, split: int) -> Contestant:
     if split not in _contestants:
         llm = VideoLLM.load(folder / f"bundle-{split}", threads=1, kv_capacity=CAPACITY, resident=True)
         _contestants[split] = Contestant(llm)

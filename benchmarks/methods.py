@@ -119,7 +119,7 @@ class Contestant:
         prefix, _ = self.llm.text.encode("?", "video")
         suffixes = [self._suffix(question) for question in questions]
         text_rows = len(prefix) + max(map(len, suffixes)) + NEW_TOKENS
-        index = self._index(method, tokens, seed)
+        index = self.index(method, tokens, seed)
         self._see(method, tokens, index, prefix, text_rows)
         answers = []
         for suffix in suffixes:
@@ -128,7 +128,7 @@ class Contestant:
             answers.append(self._answer(list(self._steps(method, len(tokens), suffix))))
         return len(index), answers
 
-    def _index(self, method: Method, tokens: Array, seed: int) -> NDArray[np.int32]:
+    def index(self, method: Method, tokens: Array, seed: int) -> NDArray[np.int32]:
         """The tokens that enter the decoder; FastV drops them later."""
         if method.select is None:
             return np.asarray(visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)[1])

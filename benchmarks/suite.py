@@ -1,4 +1,4 @@
-"""Every figure that wants a GPU, one after the other, while the models of later steps are still being made.
+"""Every figure that wants a GPU, one after the other. The models are made first, beside the tests and nothing timed.
 
     python -m benchmarks.suite --out out --build build        at most 22 minutes, models not counted
     python -m benchmarks.suite --out out --only tests vision  some of it
@@ -60,7 +60,7 @@ STEPS = (
 
 
 class Models:
-    """Makes the models of some shapes beside what else is done, one after the other; quick where they are there."""
+    """Makes the models of some shapes, one after the other, beside what is not timed; quick where they are there."""
 
     def __init__(self, shapes: Sequence[str], build: Path, out: Path) -> None:
         self._one = ThreadPoolExecutor(1)
@@ -68,8 +68,8 @@ class Models:
         self._made = {shape: self._one.submit(self._make, shape, build, out) for shape in shapes}
 
     def wait(self, shape: str) -> bool:
-        """Until the models of a shape are there; False if they could not be made."""
-        return self._made[shape].result() == 0
+        """Until none is being made any more, which takes every core; False if those of a shape could not be made."""
+        return {name: made.result() for name, made in self._made.items()}[shape] == 0
 
     def close(self) -> None:
         """Stop making any."""

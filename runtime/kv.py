@@ -163,7 +163,10 @@ class KVBuffer:
     def bias(self, rows: slice) -> NDArray[np.float32]:
         """fp32 [n]: what is added to the scores of these rows of a weighed buffer; 0 for text."""
         assert self._counts is not None
-        slot, added = self.slot[: len(self._counts)], np.zeros(rows.stop - rows.start, np.float32)
+        added = np.zeros(rows.stop - rows.start, np.float32)
+        if rows.start >= self.origin:
+            return added
+        slot = self.slot[: len(self._counts)]
         there = (slot >= rows.start) & (slot < rows.stop)
         added[slot[there] - rows.start] = np.log(self._counts[there])
         return added

@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from time import sleep
 
 import pytest
 
@@ -27,7 +28,25 @@ def test_a_step_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> 
     assert json.loads((tmp_path / "out" / "suite.json").read_text()) == ended
 
 
-def test_a_step_waits_for_its_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_timed_runs_while_models_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = "import pathlib, sys; (pathlib.Path(sys.argv[1]) / 'log').open('a').write('{} ')"
+
+    def make(self: suite.Models, shape: str, build: Path, out: Path) -> int:
+        while not (out / "log").exists():  # until the step without a model has run
+            sleep(0.01)
+        sleep(0.5)  # a step that did not wait would be done
+        with (out / "log").open("a") as log:
+            log.write(f"{shape} ")
+        return 0
+
+    monkeypatch.setattr(suite.Models, "_make", make)
+    shapes = {"tests": None, "small": "0.5b", "large": "7b"}
+    steps = [step(name, noted.format(name), shape=shape) for name, shape in shapes.items()]
+    suite.run(steps, tmp_path / "build", tmp_path / "out")
+    assert (tmp_path / "out" / "log").read_text().split() == ["tests", "0.5b", "7b", "small", "large"]
+
+
+def test_a_step_without_models_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = list[str]()
 
     def make(self: suite.Models, shape: str, build: Path, out: Path) -> int:

@@ -15,8 +15,8 @@ struct Attention {
   const T* queries;  // [tokens, D]
   const T* keys;     // [columns, D]
   const T* values;
-  const float* bias;                      // [columns] on unscaled scores, or null
-  T* context;                             // [tokens, D]
+  const float* bias;                    // [columns] on unscaled scores, or null
+  T* context;                           // [tokens, D]
   int query_row, key_row, context_row;  // elements from one row to the next
   int tokens, columns, left;
   int dim;      // D, a multiple of 8; up to what the kernel is made for
