@@ -21,6 +21,10 @@ import numpy as np
 MAGIC = b"fake plan\n"
 ELEMENTS = {1: "FLOAT", 10: "HALF", 6: "INT32", 7: "INT64", 9: "BOOL"}  # of onnx.TensorProto
 NUMPY = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
+LAYERS = {"ELEMENTWISE": 9, "CONSTANT": 14, "IDENTITY": 20, "CAST": 40, "NORMALIZATION": 44, "SHAPE": 22}
+LAYERS |= {"CONCATENATION": 7, "GATHER": 16, "SHUFFLE": 13, "SLICE": 21}
+LAYER_OF = {"Cast": "CAST", "Identity": "IDENTITY", "Concat": "CONCATENATION", "Gather": "GATHER", "Slice": "SLICE"}
+LAYER_OF |= {"LayerNormalization": "NORMALIZATION", "Reshape": "SHUFFLE", "Transpose": "SHUFFLE"}
 SCRATCH = 4096
 MODULE = '''"""TensorRT {version}, made up."""
 import sys
@@ -55,7 +59,7 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
     weak_flags = {"FP16": 0, "OBEY_PRECISION_CONSTRAINTS": 11} if weak else {}
     flags = enum("BuilderFlag", **weak_flags, TF32=7)
     kinds = enum("DataType", FLOAT=0, HALF=1, INT32=3, BOOL=4, **({} if old else {"INT64": 8}))
-    layer_types = enum("LayerType", ELEMENTWISE=9, CONSTANT=14, IDENTITY=20, CAST=40)
+    layer_types = enum("LayerType", **LAYERS)
     strategies = enum("ExecutionContextAllocationStrategy", STATIC=0, ON_PROFILE_CHANGE=1, USER_MANAGED=2)
     cudnn = {"CUBLAS": 0, "CUBLAS_LT": 1, "CUDNN": 2} if weak else {}
     tactics = enum("TacticSource", **cudnn, EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4)
@@ -148,9 +152,7 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
                 tensors[value.name] = ITensor(value.name, kinds[ELEMENTS[elements[value.name]]], dims)
                 self._inputs.append(tensors[value.name])
             for node in graph.node:
-                kind = {"Cast": layer_types.CAST, "Identity": layer_types.IDENTITY}.get(
-                    node.op_type, layer_types.ELEMENTWISE
-                )
+                kind = layer_types[LAYER_OF.get(node.op_type, "ELEMENTWISE")]
                 ends = [tensor(name) for name in node.input if name], [tensor(name) for name in node.output]
                 layer = ILayer(node, kind, *ends)
                 self._layers.append(layer)

@@ -7,6 +7,7 @@
 
 constexpr int ROW_WARPS = 4;
 constexpr float LOG2E = 1.44269504f;
+constexpr float ROOM = 4.0f;  // weights may reach 2^ROOM before sums are scaled anew, which few tiles then ask for
 
 // One head. Where the columns end in the tokens' own rows: the first `left` tokens are the first columns, the others the
 // last, and nobody sees a newer one.
@@ -82,6 +83,7 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
   };
   begin(0, 0);
   if (a.dim < Shape<D>::wide) clear_ends<D>(keys[0], 2 * KEYS, a.dim), clear_ends<D>(values[0], 2 * KEYS, a.dim);
+  const unsigned ones[2] = {pack_halves(1.0f, 1.0f), pack_halves(1.0f, 1.0f)};  // a product with them sums weights up
   unsigned query[TILES][steps][4];
 #pragma unroll
   for (int t = 0; t < TILES; t++)
@@ -93,10 +95,12 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
         bool there = s * 16 + part / 2 * 8 < D && token < a.tokens && at < a.dim;
         query[t][s][part] = there ? *(const unsigned*)(a.queries + (long long)token * a.query_row + at) : 0;
       }
-  float sum[TILES][out][4], most[TILES][2], total[TILES][2], scale = a.scale * LOG2E;
+  float sum[TILES][out][4], most[TILES][2], total[TILES][4], scale = a.scale * LOG2E;
 #pragma unroll
   for (int t = 0; t < TILES; t++) {
-    most[t][0] = most[t][1] = -INFINITY, total[t][0] = total[t][1] = 0.0f;
+    most[t][0] = most[t][1] = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < 4; i++) total[t][i] = 0.0f;
 #pragma unroll
     for (int n = 0; n < out; n++)
 #pragma unroll
@@ -115,16 +119,6 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) score[t][n][i] = 0.0f;
-    if (a.bias) {
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          float own = a.bias[min(tile + n * 8 + 2 * c + i, a.columns - 1)];
-#pragma unroll
-          for (int t = 0; t < TILES; t++) score[t][n][i] = score[t][n][2 + i] = own;
-        }
-    }
 #pragma unroll
     for (int s = 0; s < steps; s++)
 #pragma unroll
@@ -135,6 +129,16 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
 #pragma unroll
         for (int t = 0; t < TILES; t++) mma(score[t][n], query[t][s], left), mma(score[t][n + 1], query[t][s], right);
       }
+    if (a.bias) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          float own = a.bias[min(tile + n * 8 + 2 * c + i, a.columns - 1)];
+#pragma unroll
+          for (int t = 0; t < TILES; t++) score[t][n][i] += own, score[t][n][2 + i] += own;
+        }
+    }
     bool all_see = tile + KEYS <= least.before || (tile >= least.from && tile + KEYS <= least.end);
     if (!all_see) {
 #pragma unroll
@@ -151,27 +155,40 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
     }
     unsigned weight[TILES][KEYS / 16][4];
 #pragma unroll
-    for (int t = 0; t < TILES; t++)
+    for (int t = 0; t < TILES; t++) {
+      float best[2];
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        float best = most[t][half];
+        best[half] = most[t][half];
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) best = fmaxf(best, fmaxf(score[t][n][2 * half], score[t][n][2 * half + 1]));
-        best = fmaxf(best, warp_shuffle_xor(best, 1));
-        best = fmaxf(best, warp_shuffle_xor(best, 2));  // finite: every token sees the first tile's first column
-        float factor = exp2_near((most[t][half] - best) * scale), from = best * scale;
-        most[t][half] = best, total[t][half] *= factor;
+        for (int n = 0; n < KEYS / 8; n++)
+          best[half] = fmaxf(best[half], fmaxf(score[t][n][2 * half], score[t][n][2 * half + 1]));
+        best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 1));
+        best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 2));  // finite: all see the first tile's first column
+      }
+      if (warp_ballot(fmaxf(best[0] - most[t][0], best[1] - most[t][1]) * scale > ROOM)) {
 #pragma unroll
-        for (int n = 0; n < out; n++) sum[t][n][2 * half] *= factor, sum[t][n][2 * half + 1] *= factor;
+        for (int half = 0; half < 2; half++) {
+          float factor = exp2_near((most[t][half] - best[half]) * scale);
+          most[t][half] = best[half], total[t][2 * half] *= factor;
 #pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-          float one = exp2_near(score[t][n][2 * half] * scale - from);
-          float two = exp2_near(score[t][n][2 * half + 1] * scale - from);
-          total[t][half] += one + two, weight[t][n / 2][n % 2 * 2 + half] = pack_halves(one, two);
+          for (int n = 0; n < out; n++) sum[t][n][2 * half] *= factor, sum[t][n][2 * half + 1] *= factor;
         }
       }
 #pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float from = most[t][half] * scale;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) {
+          float one = score[t][n][2 * half] * scale - from, two = score[t][n][2 * half + 1] * scale - from;
+          weight[t][n / 2][n % 2 * 2 + half] = exp2_halves(pack_halves(one, two));
+        }
+      }
+    }
+#pragma unroll
     for (int s = 0; s < KEYS / 16; s++) {
+#pragma unroll
+      for (int t = 0; t < TILES; t++) mma(total[t], weight[t][s], ones);
 #pragma unroll
       for (int n = 0; n < out; n += 2) {
         unsigned value[4];
@@ -189,9 +206,7 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
   for (int t = 0; t < TILES; t++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float whole = total[t][half];
-      whole += warp_shuffle_xor(whole, 1);
-      whole += warp_shuffle_xor(whole, 2);
+      float whole = total[t][2 * half];
       int token = row + t * 16 + half * 8;
       if (token >= a.tokens) continue;
       half_t* to = a.context + (long long)token * a.context_row + 2 * c;
