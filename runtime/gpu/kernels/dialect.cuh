@@ -121,17 +121,6 @@ DEVICE float exp2_near(float x) {
 #endif
 }
 
-// exp2 of two packed halves, each within 2^-9.9 of it (PTX ISA, ex2.approx.f16x2).
-DEVICE unsigned exp2_halves(unsigned x) {
-#if defined(__CUDACC__)
-    unsigned value;
-    asm("ex2.approx.f16x2 %0, %1;" : "=r"(value) : "r"(x));
-    return value;
-#else
-    return pack_halves(exp2f(to_float(half_t{(unsigned short)(x & 0xffff)})), exp2f(to_float(half_t{(unsigned short)(x >> 16)})));
-#endif
-}
-
 // 16 bytes from global to shared memory, which nobody waits for: they are there for this thread once copies_wait says
 // so, for others after a barrier too. `Left` groups, of those that copies_close ended, may still be on their way.
 DEVICE void copy_begin(void *to, const void *from) {

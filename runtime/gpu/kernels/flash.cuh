@@ -7,7 +7,7 @@
 
 constexpr int ROW_WARPS = 4;
 constexpr float LOG2E = 1.44269504f;
-constexpr float ROOM = 4.0f;  // weights may reach 2^ROOM before sums are scaled anew, which few tiles then ask for
+constexpr float ROOM = 8.0f;  // weights may reach 2^ROOM before sums are scaled anew, which few tiles then ask for
 
 // One head. Where the columns end in the tokens' own rows: the first `left` tokens are the first columns, the others the
 // last, and nobody sees a newer one.
@@ -180,8 +180,9 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
         float from = most[t][half] * scale;
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) {
-          float one = score[t][n][2 * half] * scale - from, two = score[t][n][2 * half + 1] * scale - from;
-          weight[t][n / 2][n % 2 * 2 + half] = exp2_halves(pack_halves(one, two));
+          float one = exp2_near(score[t][n][2 * half] * scale - from);
+          float two = exp2_near(score[t][n][2 * half + 1] * scale - from);
+          weight[t][n / 2][n % 2 * 2 + half] = pack_halves(one, two);
         }
       }
     }
