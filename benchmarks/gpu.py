@@ -159,7 +159,7 @@ def figures(rounds: list[Line], holding: Holding) -> Line:
     gaps = np.concatenate([np.diff(round_["times"]) for round_ in rounds])
     found["gaps"] = {f"p{share}": float(np.percentile(gaps, share)) for share in (50, 90, 99)}
     last = rounds[-1]
-    found |= {name: last[name] for name in ("rows", "visual", "active", "refreshes", "own_bytes")}
+    found |= {name: last[name] for name in ("rows", "visual", "active", "refreshes")}
     return found | {"peak_bytes": holding.peak or last["host_bytes"], "rounds": len(rounds)}
 
 

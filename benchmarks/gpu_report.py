@@ -202,7 +202,7 @@ def plot(runs: list[Line], file: Path) -> None:
                 axis.barh(names, part, color="tab:orange", height=0.4)
                 title += " (narrow: vision)"
             for number, value in enumerate(values):
-                axis.text(value, number, f" {value:.3g}", va="center", fontsize=7)
+                axis.text(value, number, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=7)
             axis.margins(x=0.18)
             axis.set_title(f"{run['case']['shape']}, {run['case']['frames']} frames: {title}", fontsize=9)
             axis.tick_params(labelsize=8, labelleft=panel == panels[0])

@@ -36,7 +36,8 @@ DEFINITIONS = {
     "joules_per_request": "mean power over the request, idle power included",
     "p90": "null below 64 samples, p95 below 130, p99 below 662",
 }
-WIDTH = 106  # of the table
+WIDTH = 116  # of the table
+PEAKS = {"host MiB": "peak_host_memory_bytes", "GPU MiB": "peak_device_memory_bytes"}  # most held while it ran
 STATISTICS = ("unit", "samples", "avg", "min", "max", "std", "p50", "p90", "p95", "p99")
 FACTS = (
     "frames",
@@ -194,18 +195,19 @@ def _show(report: dict[str, Any], name: str) -> None:
     """The table for people, with ratios to the run without compression."""
     title = f"{name}, {report['settings']['rounds']} rounds"
     table = Table(title=title, title_justify="left", box=None, width=None if output.people.width > WIDTH else WIDTH)
-    for column in ("stage", "metric", "unit", "p50", "p90", "p95", "p99", "to off", "of limit", "peak MiB"):
+    peaks = {title: key for title, key in PEAKS.items() if report["results"][0][key] is not None}
+    for column in ("stage", "metric", "unit", "p50", "p90", "p95", "p99", "to off", "of limit", *peaks):
         table.add_column(column, justify="left" if column in ("stage", "metric", "unit") else "right", no_wrap=True)
     for result in report["results"]:
         mode, setting = result["mode"], result["compression"]
         stage = " ".join(filter(None, (mode, setting)))
         limit = "-" if result["fraction_of_limit"] is None else f"{result['fraction_of_limit']:.0%}"
-        ends = [limit, f"{result['peak_host_memory_bytes'] / 2**20:,.0f}"]
+        ends = [limit, *(f"{result[key] / 2**20:,.0f}" for key in peaks.values())]
         for metric, figures in result["metrics"].items():
             ratio = report["ratios_on_to_off"].get(f"{mode}.{metric}") if setting == "on" else None
             values = [_figure(figures[key]) for key in ("p50", "p90", "p95", "p99")]
             table.add_row(stage, metric, figures["unit"], *values, "-" if ratio is None else f"{ratio:.2f}", *ends)
-            stage, ends = "", ["", ""]
+            stage, ends = "", [""] * len(ends)
     output.people.print(table)
     for line in _notes(report):
         output.people.print(line)

@@ -335,7 +335,9 @@ def test_a_device_has_no_bandwidth_that_the_cpu_could_measure(
     capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "open_engine", DeviceEngine)
-    found = json.loads(run(capsys, tiny_bundle, "--mode", "vision").out)
+    printed = run(capsys, tiny_bundle, "--mode", "vision")
+    assert "host MiB" in printed.err and "GPU MiB" in printed.err
+    found = json.loads(printed.out)
     assert found["bandwidth_gb_per_s"] is found["bandwidth_source"] is None
     assert found["results"][0]["peak_device_memory_bytes"] and found["results"][0]["fraction_of_limit"] is None
 

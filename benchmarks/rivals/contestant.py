@@ -33,9 +33,6 @@ class Contestant(Protocol):
     def answer(self, new_tokens: int) -> Answer:
         """From the frames to an answer of exactly `new_tokens`, greedy."""
 
-    def own_bytes(self) -> int | None:
-        """Most device memory in use at once since the last call, by the side's own count; None if it has none."""
-
 
 @dataclass(frozen=True)
 class Job:

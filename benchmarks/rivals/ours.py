@@ -53,11 +53,6 @@ class Make:
         if device is not None:
             device.synchronize()
 
-    def own_bytes(self) -> int | None:
-        """The runtime's own count."""
-        device = getattr(self.llm.engine, "device", None)
-        return None if device is None else int(device.take_peak_bytes())
-
 
 def open_bundle_model(bundle: str) -> Any:
     """The dimensions a bundle's manifest gives."""

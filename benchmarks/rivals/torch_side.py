@@ -78,11 +78,3 @@ class TorchSide:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-    def own_bytes(self) -> int | None:
-        """torch's allocator: tensors, not what it keeps beyond them, nor the CUDA context."""
-        if self.device.type != "cuda":
-            return None
-        peak = int(torch.cuda.max_memory_allocated())
-        torch.cuda.reset_peak_memory_stats()
-        return peak

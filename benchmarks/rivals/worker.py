@@ -86,7 +86,6 @@ class Worker:
 
 def measured(contestant: Contestant, job: Job) -> Line:
     """One round: seconds of vision, and of an answer's tokens."""
-    contestant.own_bytes()
     clock = stopwatch()
     contestant.vision()
     vision = clock()
@@ -95,7 +94,6 @@ def measured(contestant: Contestant, job: Job) -> Line:
     return {
         "vision": vision,
         **asdict(answer),
-        "own_bytes": contestant.own_bytes(),
         "host_bytes": status_bytes("VmHWM"),
     }
 
