@@ -269,3 +269,17 @@ def test_attention_in_frames(device: Device, dim: int, dtype: str, patches: int)
         query, keys, values = (qkv[frame, :, i] for i in range(3))
         want = attention(query.astype(np.float32) * scale, keys, values)
         np.testing.assert_allclose(context.numpy()[frame], want, atol=1e-2 if dtype == "f2" else 1e-5)
+
+
+@pytest.mark.parametrize("rise", [-30.0, 0.0, 2.0, 7.0, 30.0])
+def test_attention_whose_scores_rise_from_tile_to_tile(device: Device, rise: float) -> None:
+    patches, dim, random = 500, 64, np.random.default_rng(5)
+    qkv = random.standard_normal((1, patches, 3, 1, dim)).astype("f2")
+    qkv[0, :, 0, 0, 0] = 4.0
+    qkv[0, :, 1, 0, 0] = rise / 4 * np.arange(patches) / 64  # nats a tile of 64 keys
+    context = DeviceArray.empty(device, (1, patches, 1, dim), "f2")
+    grid = -(-patches // queries(np.dtype("f2"), dim)), 1, 1
+    given, sizes = DeviceArray.of(device, qkv), (c_int32(patches), c_int32(1), c_int32(dim), c_float(1.0))
+    device.kernel("attend_frames_f16_64", grid, FLASH_BLOCK, given, context, *sizes)()
+    want = attention(*(qkv[0, :, i] for i in range(3)))
+    np.testing.assert_allclose(context.numpy()[0], want, atol=1e-2)
