@@ -36,7 +36,7 @@ DEFINITIONS = {
     "joules_per_request": "mean power over the request, idle power included",
     "p90": "null below 64 samples, p95 below 130, p99 below 662",
 }
-WIDTH = 116  # of the table
+WIDTH, OF_A_PEAK = 97, 9  # columns of the table, and more for each of PEAKS
 PEAKS = {"host MiB": "peak_host_memory_bytes", "GPU MiB": "peak_device_memory_bytes"}  # most held while it ran
 STATISTICS = ("unit", "samples", "avg", "min", "max", "std", "p50", "p90", "p95", "p99")
 FACTS = (
@@ -194,8 +194,9 @@ def _write_csv(file: TextIO, report: dict[str, Any]) -> None:
 def _show(report: dict[str, Any], name: str) -> None:
     """The table for people, with ratios to the run without compression."""
     title = f"{name}, {report['settings']['rounds']} rounds"
-    table = Table(title=title, title_justify="left", box=None, width=None if output.people.width > WIDTH else WIDTH)
-    peaks = {title: key for title, key in PEAKS.items() if report["results"][0][key] is not None}
+    peaks = {column: key for column, key in PEAKS.items() if report["results"][0][key] is not None}
+    width = WIDTH + OF_A_PEAK * len(peaks)
+    table = Table(title=title, title_justify="left", box=None, width=None if output.people.width > width else width)
     for column in ("stage", "metric", "unit", "p50", "p90", "p95", "p99", "to off", "of limit", *peaks):
         table.add_column(column, justify="left" if column in ("stage", "metric", "unit") else "right", no_wrap=True)
     for result in report["results"]:
