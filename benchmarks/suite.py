@@ -42,8 +42,13 @@ def side_by_side(name: str, shape: str, frames: int, rounds: int, limit: float, 
     return Step(name, ("-m", "benchmarks.gpu", *options, "--build", "{build}", "--out", "{out}"), limit + 60, shape)
 
 
+# The files with tests for a GPU: they want the export extra and pytest, the others more than such a machine may have.
+GPU_TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in ("gpu_device", "gpu_merge", "gpu_pipeline", "kernel_layers", "kernels", "kv", "parity", "tower")
+)
 STEPS = (
-    Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", "tests"), 300),
+    Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", *GPU_TESTS), 300),
     side_by_side("0.5b", "0.5b", 32, 4, 280),
     Step(
         "vision",

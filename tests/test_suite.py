@@ -11,7 +11,7 @@ from time import sleep
 import pytest
 
 from benchmarks import suite
-from benchmarks.suite import STEPS, Step
+from benchmarks.suite import GPU_TESTS, STEPS, Step
 
 
 def step(name: str, code: str, limit: float = 60, shape: str | None = None) -> Step:
@@ -74,3 +74,8 @@ def test_the_benchmarks_take_their_options(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(sys, "argv", [part.format(build=tmp_path, out=tmp_path) for part in one.command[1:]])
     with pytest.raises(Ran):
         benchmark.main()
+
+
+def test_all_tests_for_a_gpu_are_in_the_files_that_are_run_on_one(request: pytest.FixtureRequest) -> None:
+    files = {f"tests/{item.path.name}" for item in request.session.items if item.get_closest_marker("gpu")}
+    assert files <= set(GPU_TESTS)  # in a run of all tests they are all here
