@@ -131,7 +131,7 @@ def run(args: argparse.Namespace, deadline: float) -> None:
         for name, found in results.items():
             found["limits"] = reached(found, floors, limits, case)
             found["same_ids"] = same(done, name)
-        whole = {"case": case, "environment": environment(args, sides.meter), "ceilings": limits}
+        whole = {"case": case, "environment": stamp() | sides.meter.describe(), "ceilings": limits}
         whole |= {"sides": results, "failed": sides.failed}
         store(args.out, whole)
         for name in list(sides.workers) if args.profile else []:
@@ -184,12 +184,6 @@ def same(rounds: dict[str, list[Line]], name: str) -> int | None:
     return int(np.argmin([*(a == b for a, b in zip(ids, want, strict=True)), False]))
 
 
-def environment(args: argparse.Namespace, meter: Meter) -> Line:
-    """Where and how this was measured."""
-    found = stamp() | meter.describe()
-    return found | ({"commit": args.commit} if args.commit else {})
-
-
 def store(out: Path, whole: Line) -> None:
     """Put a run in the place of the one with the same case and sides, and write everything anew."""
     out.mkdir(parents=True, exist_ok=True)
@@ -214,7 +208,6 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=560, help="seconds this run may take, models not counted")
     parser.add_argument("--profile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--prepare", action="store_true", help="make the models and end")
-    parser.add_argument("--commit", help="for a copy without git")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--merge", type=Path, nargs="+", help="add these results to those in --out; run nothing")
     args = parser.parse_args()

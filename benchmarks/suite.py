@@ -5,7 +5,8 @@
 
 A step is a process with a time limit. What it prints goes to OUT/<step>.log; one that fails or takes too long does not
 stop the others. OUT/suite.json says how each ended; what ended well is left out when the same OUT is given again.
-Results of benchmarks.gpu land in OUT/gpu.json: `python -m benchmarks.gpu --merge OUT/gpu.json` takes them in.
+Results of benchmarks.gpu land in OUT/gpu.json: `python -m benchmarks.gpu --merge OUT/gpu.json` takes them in. In a copy
+of the tree without git, BENCHMARK_COMMIT says what is measured.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Models:
             return self._process.wait()
 
 
-def run(steps: Sequence[Step], build: Path, out: Path, commit: str | None = None) -> dict[str, str]:
+def run(steps: Sequence[Step], build: Path, out: Path) -> dict[str, str]:
     """How each step ended: "done", or what went wrong."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / "suite.json"
@@ -100,9 +101,7 @@ def run(steps: Sequence[Step], build: Path, out: Path, commit: str | None = None
         for step in left:
             began = monotonic()
             there = step.shape is None or models.wait(step.shape)
-            ended[step.name] = (
-                _ended(step, build, out, commit) if there else "its models could not be made, see models-*.log"
-            )
+            ended[step.name] = _ended(step, build, out) if there else "its models could not be made, see models-*.log"
             people.print(f"{step.name}: {ended[step.name]} after {monotonic() - began:.0f} s")
             file.write_text(json.dumps(ended, indent=1) + "\n")
     finally:
@@ -110,10 +109,8 @@ def run(steps: Sequence[Step], build: Path, out: Path, commit: str | None = None
     return ended
 
 
-def _ended(step: Step, build: Path, out: Path, commit: str | None) -> str:
+def _ended(step: Step, build: Path, out: Path) -> str:
     command = [sys.executable, *(part.format(build=build, out=out) for part in step.command)]
-    if commit and "benchmarks.gpu" in command:
-        command += ["--commit", commit]
     with (out / f"{step.name}.log").open("w") as log:
         try:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=step.limit).returncode
@@ -127,11 +124,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--build", type=Path, default=Path("build"))
-    parser.add_argument("--commit", help="for a copy without git")
     names = [step.name for step in STEPS]
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     args = parser.parse_args()
-    ended = run([step for step in STEPS if step.name in args.only], args.build, args.out, args.commit)
+    ended = run([step for step in STEPS if step.name in args.only], args.build, args.out)
     print(json.dumps(ended))
     sys.exit(any(how != "done" for how in ended.values()))
 

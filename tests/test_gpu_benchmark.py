@@ -84,7 +84,8 @@ def test_a_dry_run_leaves_a_table_and_goes_on(
     out = tmp_path / "out"
     common = ["--shape", "tiny", "--device", "cpu", "--frames", "6", "--new-tokens", "5", "--rounds", "1"]
     common += ["--warmup", "0", "--checkpoint", str(tiny_checkpoint), "--bundle", str(tiny_bundle), "--out", str(out)]
-    common += ["--contestant", "transformers", "ours-off", "--commit", "abc"]
+    common += ["--contestant", "transformers", "ours-off"]
+    monkeypatch.setenv("BENCHMARK_COMMIT", "abc")
     monkeypatch.setattr(sys, "argv", ["gpu.py", *common])
     gpu.main()
     run = only(out)

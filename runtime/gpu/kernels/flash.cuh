@@ -58,6 +58,91 @@ DEVICE void clear_ends(half_t* tiles, int rows, int dim) {
     *(unsigned*)(tiles + i / words * Shape<D>::stride + dim + i % words * 2) = 0;
 }
 
+// 16 queries as the left factor of products; a lane holds columns from 2 c on of rows `token` and token + 8.
+template <int D>
+DEVICE void read_queries(const Attention<half_t>& a, int token, int c, unsigned (&query)[Shape<D>::wide / 16][4]) {
+#pragma unroll
+  for (int s = 0; s < Shape<D>::wide / 16; s++)
+#pragma unroll
+    for (int part = 0; part < 4; part++) {
+      int own = token + part % 2 * 8, at = s * 16 + part / 2 * 8 + 2 * c;
+      bool there = s * 16 + part / 2 * 8 < D && own < a.tokens && at < a.dim;
+      query[s][part] = there ? *(const unsigned*)(a.queries + (long long)own * a.query_row + at) : 0;
+    }
+}
+
+// To TILES times 16 x KEYS scores, of which a lane holds columns `at`, at + 1, at + 8 and so on.
+template <int TILES, int KEYS>
+DEVICE void add_bias(float (&score)[TILES][KEYS / 8][4], const Attention<half_t>& a, int at) {
+#pragma unroll
+  for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      float own = a.bias[min(at + n * 8 + i, a.columns - 1)];
+#pragma unroll
+      for (int t = 0; t < TILES; t++) score[t][n][i] += own, score[t][n][2 + i] += own;
+    }
+}
+
+// Half the rows of one tile of such scores: what is not seen is -inf.
+template <int KEYS>
+DEVICE void hide(float (&score)[KEYS / 8][4], int half, Seen own, int at) {
+#pragma unroll
+  for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      if (!own.has(at + n * 8 + i)) score[n][2 * half + i] = -INFINITY;
+}
+
+// Weights of 16 x KEYS scores, 2 to the power of what a score is above the `most` of its row; and what that makes of
+// `total` and `sum`, which earlier tiles added up.
+template <int KEYS, int OUT>
+DEVICE void make_weights(const float (&score)[KEYS / 8][4], float scale, float (&most)[2], float (&total)[4],
+                         float (&sum)[OUT][4], unsigned (&weight)[KEYS / 16][4]) {
+  float best[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    best[half] = most[half];
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++) best[half] = fmaxf(best[half], fmaxf(score[n][2 * half], score[n][2 * half + 1]));
+    best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 1));
+    best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 2));  // finite: all see the first tile's first column
+  }
+  if (warp_ballot(fmaxf(best[0] - most[0], best[1] - most[1]) * scale > ROOM)) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float factor = exp2_near((most[half] - best[half]) * scale);
+      most[half] = best[half], total[2 * half] *= factor;
+#pragma unroll
+      for (int n = 0; n < OUT; n++) sum[n][2 * half] *= factor, sum[n][2 * half + 1] *= factor;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float from = most[half] * scale;
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++) {
+      float one = exp2_near(score[n][2 * half] * scale - from), two = exp2_near(score[n][2 * half + 1] * scale - from);
+      weight[n / 2][n % 2 * 2 + half] = pack_halves(one, two);
+    }
+  }
+}
+
+// 16 rows of the context, as the last products left them.
+template <int OUT>
+DEVICE void write_context(const Attention<half_t>& a, int token, int c, const float (&sum)[OUT][4], const float (&total)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int own = token + half * 8;
+    if (own >= a.tokens) continue;
+    half_t* to = a.context + (long long)own * a.context_row + 2 * c;
+#pragma unroll
+    for (int n = 0; n < OUT; n++)
+      if (n * 8 < a.dim)
+        *(unsigned*)(to + n * 8) = pack_halves(sum[n][2 * half] / total[2 * half], sum[n][2 * half + 1] / total[2 * half]);
+  }
+}
+
 // `block` counts from the first tokens. K and V of the next tile are on their way while one is worked on.
 template <int D, bool Causal>
 DEVICE void attend_halves(const Attention<half_t> a, int block) {
@@ -86,15 +171,7 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
   const unsigned ones[2] = {pack_halves(1.0f, 1.0f), pack_halves(1.0f, 1.0f)};  // a product with them sums weights up
   unsigned query[TILES][steps][4];
 #pragma unroll
-  for (int t = 0; t < TILES; t++)
-#pragma unroll
-    for (int s = 0; s < steps; s++)
-#pragma unroll
-      for (int part = 0; part < 4; part++) {
-        int token = row + t * 16 + part % 2 * 8, at = s * 16 + part / 2 * 8 + 2 * c;
-        bool there = s * 16 + part / 2 * 8 < D && token < a.tokens && at < a.dim;
-        query[t][s][part] = there ? *(const unsigned*)(a.queries + (long long)token * a.query_row + at) : 0;
-      }
+  for (int t = 0; t < TILES; t++) read_queries<D>(a, row + t * 16, c, query[t]);
   float sum[TILES][out][4], most[TILES][2], total[TILES][4], scale = a.scale * LOG2E;
 #pragma unroll
   for (int t = 0; t < TILES; t++) {
@@ -129,63 +206,18 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
 #pragma unroll
         for (int t = 0; t < TILES; t++) mma(score[t][n], query[t][s], left), mma(score[t][n + 1], query[t][s], right);
       }
-    if (a.bias) {
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          float own = a.bias[min(tile + n * 8 + 2 * c + i, a.columns - 1)];
-#pragma unroll
-          for (int t = 0; t < TILES; t++) score[t][n][i] += own, score[t][n][2 + i] += own;
-        }
-    }
+    if (a.bias) add_bias<TILES, KEYS>(score, a, tile + 2 * c);
     bool all_see = tile + KEYS <= least.before || (tile >= least.from && tile + KEYS <= least.end);
     if (!all_see) {
 #pragma unroll
       for (int t = 0; t < TILES; t++)
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          Seen own = seen_by<Causal>(a, row + t * 16 + half * 8);
-#pragma unroll
-          for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 2; i++)
-              if (!own.has(tile + n * 8 + 2 * c + i)) score[t][n][2 * half + i] = -INFINITY;
-        }
+        for (int half = 0; half < 2; half++)
+          hide<KEYS>(score[t], half, seen_by<Causal>(a, row + t * 16 + half * 8), tile + 2 * c);
     }
     unsigned weight[TILES][KEYS / 16][4];
 #pragma unroll
-    for (int t = 0; t < TILES; t++) {
-      float best[2];
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        best[half] = most[t][half];
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-          best[half] = fmaxf(best[half], fmaxf(score[t][n][2 * half], score[t][n][2 * half + 1]));
-        best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 1));
-        best[half] = fmaxf(best[half], warp_shuffle_xor(best[half], 2));  // finite: all see the first tile's first column
-      }
-      if (warp_ballot(fmaxf(best[0] - most[t][0], best[1] - most[t][1]) * scale > ROOM)) {
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float factor = exp2_near((most[t][half] - best[half]) * scale);
-          most[t][half] = best[half], total[t][2 * half] *= factor;
-#pragma unroll
-          for (int n = 0; n < out; n++) sum[t][n][2 * half] *= factor, sum[t][n][2 * half + 1] *= factor;
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float from = most[t][half] * scale;
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++) {
-          float one = exp2_near(score[t][n][2 * half] * scale - from);
-          float two = exp2_near(score[t][n][2 * half + 1] * scale - from);
-          weight[t][n / 2][n % 2 * 2 + half] = pack_halves(one, two);
-        }
-      }
-    }
+    for (int t = 0; t < TILES; t++) make_weights<KEYS, out>(score[t], scale, most[t], total[t], sum[t], weight[t]);
 #pragma unroll
     for (int s = 0; s < KEYS / 16; s++) {
 #pragma unroll
@@ -204,18 +236,7 @@ DEVICE void attend_halves(const Attention<half_t> a, int block) {
     }
   }
 #pragma unroll
-  for (int t = 0; t < TILES; t++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float whole = total[t][2 * half];
-      int token = row + t * 16 + half * 8;
-      if (token >= a.tokens) continue;
-      half_t* to = a.context + (long long)token * a.context_row + 2 * c;
-#pragma unroll
-      for (int n = 0; n < out; n++)
-        if (n * 8 < a.dim)
-          *(unsigned*)(to + n * 8) = pack_halves(sum[t][n][2 * half] / whole, sum[t][n][2 * half + 1] / whole);
-    }
+  for (int t = 0; t < TILES; t++) write_context<out>(a, row + t * 16, c, sum[t], total[t]);
 }
 
 // A warp a token: lanes are 32 rows while scores are made, and columns of D while they are summed up.
