@@ -19,6 +19,7 @@ from dycoke_edge.runtime.gpu.device import Device
 from tests import lively
 from tests.emulator import EmulatedDevice
 from tests.gpu import no_cuda_graphs, no_gpu, real_device
+from tests.made import Made
 
 torch.set_num_threads(1)  # on busy cores the spinning threads of torch made these tests 70 times slower
 
@@ -44,27 +45,29 @@ def _providers() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(pytestconfig: pytest.Config) -> Made:
+    """What tests make once and read many times; kept from run to run, for as long as its sources stay the same."""
+    return Made(pytestconfig.cache.mkdir("made"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(made: Made) -> Path:
     """A Hugging Face directory of the lively tiny model."""
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    random_model.make(lively.SHAPE, path, seed=lively.SEED)
-    return path
+    return made.once("checkpoint/tiny", lambda path: random_model.make(lively.SHAPE, path, seed=lively.SEED))
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(made: Made, tiny_checkpoint: Path) -> Path:
     """Its fp32 bundle. Tests that damage a bundle copy it first."""
-    path = tmp_path_factory.mktemp("bundle") / "tiny"
-    export(tiny_checkpoint, path, ExportSpec(split_layer=lively.SPLIT_LAYER))
-    return path
+    spec = ExportSpec(split_layer=lively.SPLIT_LAYER)
+    return made.once("bundle/tiny", lambda path: export(tiny_checkpoint, path, spec))
 
 
 @pytest.fixture(scope="session")
-def half_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half_bundle(made: Made, tiny_checkpoint: Path) -> Path:
     """Its fp16 bundle."""
-    path = tmp_path_factory.mktemp("bundle") / "half"
-    export(tiny_checkpoint, path, ExportSpec(dtype="fp16", merge_ratio=(0.5,)))
-    return path
+    spec = ExportSpec(dtype="fp16", merge_ratio=(0.5,))
+    return made.once("bundle/half", lambda path: export(tiny_checkpoint, path, spec))
 
 
 ENGINES: dict[str, dict[str, Any]] = {
