@@ -25,24 +25,32 @@ def _graphs(decoder: Decoder) -> tuple[GraphLayers, KVBuffer]:
     return decoder.layers, decoder.kv
 
 
-def see(decoder: Decoder, visual: Array) -> Array:
+def see(decoder: Decoder, visual: Array, positions: Array, span: int, counts: Array | None = None) -> Array:
     """Shallow layers over visual tokens [M, E] after `decoder.begin`; returns what the deep ones would take [M, E]."""
     layers, kv = _graphs(decoder)
     decoder.rewind()
     hidden = np.empty_like(visual)
     for part in layers.chunks(kv, len(visual)):
-        positions = decoder.position + np.arange(part.start, part.stop)
-        inputs, _ = layers.shallow(kv, visual[part], positions, "left")
+        if counts is not None:
+            kv.weigh(counts[: part.stop])
+        inputs, _ = layers.shallow(kv, visual[part], decoder.position + positions[part], "left")
         hidden[part] = inputs["hidden"]
         kv.grow_left(part.stop - part.start)
-    decoder.position = decoder._newest = decoder.position + len(visual)
+    decoder.position = decoder._newest = decoder.position + span
     return hidden
 
 
 def answer(
-    decoder: Decoder, hidden: Array, suffix: NDArray[np.int64], budget: int, sampling: Sampling
+    decoder: Decoder,
+    hidden: Array,
+    suffix: NDArray[np.int64],
+    budget: int,
+    sampling: Sampling,
+    places: NDArray[np.integer],
+    chosen: NDArray[np.bool_] | None = None,
 ) -> Iterator[Step]:
-    """Read a question, keep `budget` visual tokens for the deep layers, yield the answer's tokens, forget both."""
+    """Read a question, keep `budget` visual tokens for the deep layers (those `chosen` [M] where it is given), yield the
+    answer's tokens, forget both. `places` [M] are positions in the video."""
     layers, kv = _graphs(decoder)
     decoder.rewind()
     prefix = kv.num_text
@@ -50,10 +58,11 @@ def answer(
     inputs, rows = layers.shallow(kv, layers.embed[suffix], positions, "right")
     inputs = {name: array.copy() for name, array in inputs.items()}  # scratch, which the next call overwrites
     attention = layers.visual_attention(kv, len(suffix))
-    active = np.zeros(kv.num_visual, np.bool_)
-    active[np.argsort(-attention, kind="stable")[:budget]] = True
+    active = np.zeros(kv.num_visual, np.bool_) if chosen is None else chosen
+    if chosen is None:
+        active[np.argsort(-attention, kind="stable")[:budget]] = True
     kv.refresh(active)
-    _deepen(decoder, hidden, active, prefix)
+    _deepen(decoder, hidden, active, prefix, places)
     layers.deep(kv, inputs, rows)
     kv.grow_right(len(suffix))
     decoder.position += len(suffix)
@@ -70,14 +79,18 @@ def answer(
     decoder.rewind()
 
 
-def _deepen(decoder: Decoder, hidden: Array, active: NDArray[np.bool_], prefix: int) -> None:
+def _deepen(
+    decoder: Decoder, hidden: Array, active: NDArray[np.bool_], prefix: int, places: NDArray[np.integer]
+) -> None:
     """Compute the deep layers' K and V of the active tokens, in order, behind the prefix; put them in their rows."""
     layers, kv = _graphs(decoder)
     spec, count = layers.spec, int(active.sum())
     deep = range(spec.split_layer, spec.num_layers)
     before = slice(kv.origin, kv.origin + prefix)
     mask = np.concatenate((np.zeros((count, prefix)), np.triu(np.full((count, count), MASKED), 1)), 1)
-    angles = (prefix + np.flatnonzero(active)).astype(np.float32)[:, None] * layers.rope.inverse
+    if kv.weighed:
+        mask[:, prefix:] += np.log(kv.counts[active])
+    angles = (prefix + places[active]).astype(np.float32)[:, None] * layers.rope.inverse
     new = {
         f"new_{kind}_{i}": np.empty((count, spec.kv_heads, spec.head_dim), kv.slab.dtype) for i in deep for kind in "kv"
     }

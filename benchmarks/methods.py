@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import fastv
+from benchmarks import fastv, keepers
+from benchmarks.candidates import Chosen
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
 from dycoke_edge import Compression, Sampling, UsageError, VideoLLM
 from dycoke_edge.dycoke import count_merged, stands_for
-from dycoke_edge.runtime import visual
+from dycoke_edge.runtime import layers, visual
+from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.loop import Decoder
 from dycoke_edge.runtime.step import Step
 
@@ -38,6 +41,12 @@ class Method:
     budget: float = 0.0  # merge ratio
     share: float = 1.0  # of that number
     split: int = SPLIT
+    choose: Callable[[Array, int, int], Chosen] | None = None  # of tokens, their number and the clip's seed
+    total: float = 0.0  # share of the tokens that `choose` takes
+    keep: str = ""  # a set of keepers.SETS, or how attention is remembered, or both: "nested/2+max"
+    prune: float = 0.0  # with `keep`, the share that it sets aside
+    heirs: bool = False  # parked rows leave their counts to active ones
+    deep: bool = True  # parked rows enter the deep layers
 
 
 @dataclass(frozen=True)
@@ -119,39 +128,57 @@ class Contestant:
         prefix, _ = self.llm.text.encode("?", "video")
         suffixes = [self._suffix(question) for question in questions]
         text_rows = len(prefix) + max(map(len, suffixes)) + NEW_TOKENS
-        index = self.index(method, tokens, seed)
-        self._see(method, tokens, index, prefix, text_rows)
+        chosen = self.chosen(method, tokens, seed)
+        self._see(method, tokens, chosen, prefix, text_rows)
         answers = []
         for suffix in suffixes:
             if self.decoder.kv.freed:
-                self._see(method, tokens, index, prefix, text_rows)
-            answers.append(self._answer(list(self._steps(method, len(tokens), suffix))))
-        return len(index), answers
+                self._see(method, tokens, chosen, prefix, text_rows)
+            with keeping(method, chosen, tokens, self.decoder.kv):
+                answers.append(self._answer(list(self._steps(method, len(tokens), suffix, chosen, tokens))))
+        return len(chosen.index), answers
+
+    def chosen(self, method: Method, tokens: Array, seed: int) -> Chosen:
+        """The tokens that enter the decoder, and what they count; FastV drops them later."""
+        if method.choose is not None:
+            total = len(tokens) * int(method.total * tokens.shape[1])
+            return method.choose(tokens, total, seed)
+        index = self.index(method, tokens, seed)
+        return Chosen(index, stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None)
 
     def index(self, method: Method, tokens: Array, seed: int) -> NDArray[np.int32]:
         """The tokens that enter the decoder; FastV drops them later."""
         if method.select is None:
             return np.asarray(visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)[1])
-        return method.select(tokens, self._budget(method, len(tokens)), np.random.default_rng(seed))
+        return method.select(tokens, self._budget(method, tokens), np.random.default_rng(seed))
 
-    def _budget(self, method: Method, frames: int) -> int:
-        return int(count_merged(frames, self.llm.bundle.model.tokens_per_frame, method.budget) * method.share)
+    def _budget(self, method: Method, tokens: Array) -> int:
+        frames, per_frame = tokens.shape[:2]
+        if method.total:
+            return int(frames * int(method.total * per_frame) * method.share)
+        return int(count_merged(frames, per_frame, method.budget) * method.share)
 
-    def _see(self, method: Method, tokens: Array, index: NDArray[np.int32], prefix: Ids, text_rows: int) -> None:
+    def _see(self, method: Method, tokens: Array, chosen: Chosen, prefix: Ids, text_rows: int) -> None:
         flat, kept = tokens.reshape(-1, tokens.shape[-1]), method.compression.positions == "keep"
-        positions = index if kept else np.arange(len(index), dtype=np.int32)
-        counts = stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None
+        positions = chosen.index if kept else np.arange(len(chosen.index), dtype=np.int32)
+        span = len(flat) if kept else len(positions)
+        values = flat[chosen.index] if chosen.values is None else chosen.values.astype(flat.dtype)
         self.decoder.begin(prefix, text_rows)
-        if method.fastv:
-            self._hidden = fastv.see(self.decoder, flat[index])
+        if method.fastv or not method.deep:
+            self._hidden = fastv.see(self.decoder, values, positions, span, chosen.counts)
         else:
-            self.decoder.see(flat[index], positions, len(flat) if kept else len(index), counts)
+            self.decoder.see(values, positions, span, chosen.counts)
 
-    def _steps(self, method: Method, frames: int, suffix: Ids) -> Iterator[Step]:
+    def _steps(self, method: Method, frames: int, suffix: Ids, chosen: Chosen, tokens: Array) -> Iterator[Step]:
         sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=self.llm.bundle.manifest.stop_token_ids)
+        places = chosen.index if method.compression.positions == "keep" else np.arange(len(chosen.index))
         if method.fastv:
-            return fastv.answer(self.decoder, self._hidden, suffix, self._budget(method, frames), sampling)
-        return self.decoder.answer(suffix, method.compression, sampling)
+            return fastv.answer(self.decoder, self._hidden, suffix, self._budget(method, tokens), sampling, places)
+        if not method.deep:
+            mask = keepers.SETS[method.keep](chosen, tokens, 1 - method.prune)
+            return fastv.answer(self.decoder, self._hidden, suffix, int(mask.sum()), sampling, places, mask)
+        compression = replace(method.compression, prune_ratio=method.prune) if method.keep else method.compression
+        return self.decoder.answer(suffix, compression, sampling)
 
     def _suffix(self, question: str) -> Ids:
         ids = self.llm.text.encode(question, "video")[1]
@@ -159,3 +186,46 @@ class Contestant:
 
     def _answer(self, steps: list[Step]) -> Answer:
         return Answer([step.token for step in steps], float(np.mean([step.active for step in steps])))
+
+
+@contextmanager
+def keeping(method: Method, chosen: Chosen, tokens: Array, kv: KVBuffer) -> Iterator[None]:
+    """The method's own way to keep, where it has one."""
+    if not method.keep:
+        yield
+        return
+    own, bias = layers._keep_policy, kv.bias
+    policy = _policy(method, chosen, tokens)
+    layers._keep_policy = lambda kv, compression: policy  # type: ignore[assignment]
+    if method.heirs:
+        assert isinstance(policy, keepers.Fixed)
+        inherited = np.log(keepers.heirs(policy.mask, chosen, tokens))
+
+        def deep_bias(rows: slice) -> NDArray[np.float32]:
+            found = bias(rows)
+            if rows == kv.deep and kv.num_active < kv.num_visual:
+                slot = kv.slot[: kv.num_visual]
+                there = slot >= rows.start
+                found[slot[there] - rows.start] = inherited[there]
+            return found
+
+        kv.bias = deep_bias  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        layers._keep_policy = own
+        kv.bias = bias  # type: ignore[method-assign]
+
+
+def _policy(method: Method, chosen: Chosen, tokens: Array) -> Any:
+    """`even`: a set that stays; `even/2+max`: half of the places by it, the others by attention remembered so."""
+    name, _, how = method.keep.partition("+")
+    share = 1 - method.prune
+    if not how and name in keepers.SETS:
+        return keepers.Fixed(keepers.SETS[name](chosen, tokens, share))
+    count = int(len(chosen.index) * share)
+    fixed = np.zeros(len(chosen.index), np.bool_)
+    if how:
+        set_name, _, part = name.partition("/")
+        fixed = keepers.SETS[set_name](chosen, tokens, share / float(part or 1))
+    return keepers.Remembered(fixed, count, how or name)
