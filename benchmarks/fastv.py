@@ -32,7 +32,7 @@ def see(decoder: Decoder, visual: Array, positions: Array, span: int, counts: Ar
     hidden = np.empty_like(visual)
     for part in layers.chunks(kv, len(visual)):
         if counts is not None:
-            kv.weigh(counts[: part.stop])
+            kv.weigh(counts[:, : part.stop])
         inputs, _ = layers.shallow(kv, visual[part], decoder.position + positions[part], "left")
         hidden[part] = inputs["hidden"]
         kv.grow_left(part.stop - part.start)
@@ -89,7 +89,7 @@ def _deepen(
     before = slice(kv.origin, kv.origin + prefix)
     mask = np.concatenate((np.zeros((count, prefix)), np.triu(np.full((count, count), MASKED), 1)), 1)
     if kv.weighed:
-        mask[:, prefix:] += np.log(kv.counts[active])
+        mask[:, prefix:] += np.log(kv.counts[0, active])
     angles = (prefix + places[active]).astype(np.float32)[:, None] * layers.rope.inverse
     new = {
         f"new_{kind}_{i}": np.empty((count, spec.kv_heads, spec.head_dim), kv.slab.dtype) for i in deep for kind in "kv"

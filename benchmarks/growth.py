@@ -42,7 +42,7 @@ def measure(bundle: Path, frames: int, mode: str, new_tokens: int, threads: int)
     model, random = llm.bundle.model, np.random.default_rng(0)
     still = random.standard_normal((1, model.tokens_per_frame, model.hidden_size), np.float32)
     noise = random.standard_normal((frames, *still.shape[1:]), np.float32)
-    kept, _ = visual.merge(llm.bundle, llm.engine, (still + 0.2 * noise).astype(model.numpy_dtype), compression)
+    kept = visual.merge(llm.bundle, llm.engine, (still + 0.2 * noise).astype(model.numpy_dtype), compression).tokens
     ids = np.arange(1, 21, dtype=np.int64)
     prompt = Prompt(ids, ids, kept, np.arange(len(kept), dtype=np.int32), len(kept))
     before, times, active, refreshes = perf_counter(), list[float](), list[int](), 0

@@ -106,7 +106,7 @@ def again(args: argparse.Namespace) -> dict[str, Any]:
     next(llm._decoder.decode(Prompt(prefix, suffix), Compression(), Sampling()))  # opens the graphs
     for ratio in (0.0, 0.7):
         began = perf_counter()
-        kept, _ = visual.merge(llm.bundle, llm.engine, window, Compression(merge_ratio=ratio))
+        kept = visual.merge(llm.bundle, llm.engine, window, Compression(merge_ratio=ratio)).tokens
         prompt = Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept))
         next(llm._decoder.decode(prompt, Compression(), Sampling()))
         prefill.append(perf_counter() - began)

@@ -14,7 +14,7 @@ from benchmarks import fastv, keepers
 from benchmarks.candidates import Chosen
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
 from dycoke_edge import Compression, Sampling, UsageError, VideoLLM
-from dycoke_edge.dycoke import count_merged, stands_for
+from dycoke_edge.dycoke import count_merged, coverage, stands_for
 from dycoke_edge.runtime import layers, visual
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.loop import Decoder
@@ -143,13 +143,15 @@ class Contestant:
         if method.choose is not None:
             total = len(tokens) * int(method.total * tokens.shape[1])
             return method.choose(tokens, total, seed)
+        if method.compression.mode == "coverage":
+            return Chosen(*coverage(tokens, method.compression.budget, method.compression.prune_ratio))
         index = self.index(method, tokens, seed)
         return Chosen(index, stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None)
 
     def index(self, method: Method, tokens: Array, seed: int) -> NDArray[np.int32]:
         """The tokens that enter the decoder; FastV drops them later."""
         if method.select is None:
-            return np.asarray(visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)[1])
+            return np.asarray(visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression).index)
         return method.select(tokens, self._budget(method, tokens), np.random.default_rng(seed))
 
     def _budget(self, method: Method, tokens: Array) -> int:
@@ -162,12 +164,13 @@ class Contestant:
         flat, kept = tokens.reshape(-1, tokens.shape[-1]), method.compression.positions == "keep"
         positions = chosen.index if kept else np.arange(len(chosen.index), dtype=np.int32)
         span = len(flat) if kept else len(positions)
+        counts = chosen.counts if chosen.counts is None or chosen.counts.ndim == 2 else np.stack([chosen.counts] * 2)
         values = flat[chosen.index] if chosen.values is None else chosen.values.astype(flat.dtype)
         self.decoder.begin(prefix, text_rows)
         if method.fastv or not method.deep:
-            self._hidden = fastv.see(self.decoder, values, positions, span, chosen.counts)
+            self._hidden = fastv.see(self.decoder, values, positions, span, counts)
         else:
-            self.decoder.see(values, positions, span, chosen.counts)
+            self.decoder.see(values, positions, span, counts)
 
     def _steps(self, method: Method, frames: int, suffix: Ids, chosen: Chosen, tokens: Array) -> Iterator[Step]:
         sampling = Sampling(max_new_tokens=NEW_TOKENS, stop_token_ids=self.llm.bundle.manifest.stop_token_ids)
@@ -206,7 +209,7 @@ def keeping(method: Method, chosen: Chosen, tokens: Array, kv: KVBuffer) -> Iter
             if rows == kv.deep and kv.num_active < kv.num_visual:
                 slot = kv.slot[: kv.num_visual]
                 there = slot >= rows.start
-                found[slot[there] - rows.start] = inherited[there]
+                found[1, slot[there] - rows.start] = inherited[there]
             return found
 
         kv.bias = deep_bias  # type: ignore[method-assign]

@@ -26,6 +26,7 @@ from dycoke_edge.doctor import examine
 from dycoke_edge.errors import DycokeEdgeError, EngineError, UsageError
 from dycoke_edge.memory import describe
 
+MERGE = ("mode", "budget", "merge_ratio")  # of Compression, what decides how many tokens enter
 WHAT_RUNS = ("provider", "decoder", "vision")  # of EngineSpec, what verify tries
 
 
@@ -54,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = command(commands, "inspect", inspect, "show what a bundle holds and what memory it needs")
     p.add_argument("bundle", type=Path, metavar="BUNDLE")
     p.add_argument("--json", action="store_true", help="print JSON")
-    add(p, Compression, only=("merge_ratio",))
+    add(p, Compression, only=MERGE)
     add(p, Clip, only=("num_frames",))
     add(p, EngineSpec, only=("kv_capacity",))
 
@@ -180,11 +181,11 @@ def run(args: argparse.Namespace) -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """dycoke-edge inspect BUNDLE"""
-    merge_ratio = take(args, Compression, ("merge_ratio",)).merge_ratio
+    compression = take(args, Compression, MERGE)
     num_frames = take(args, Clip, ("num_frames",)).num_frames
     capacity = take(args, EngineSpec, ("kv_capacity",)).kv_capacity
     bundle = open_bundle(args.bundle)
-    facts = describe(bundle, num_frames, merge_ratio, capacity)
+    facts = describe(bundle, num_frames, compression, capacity)
     with installed("inspect", "dycoke-edge", EngineError):
         from dycoke_edge.runtime.trt.plan import describe as engines
     output.facts(facts | {"engines": engines(bundle)}, args.json)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.board import Board
 
 # --mode is the stage here; what merge and keep mean is always the paper
-COMPRESSION = ("merge_ratio", "prune_ratio", "refresh_threshold", "positions", "free_parked", "weigh")
+COMPRESSION = (
+    *("mode", "budget", "merge_ratio", "prune_ratio", "keep", "refresh_threshold"),
+    *("positions", "free_parked", "weigh"),
+)
 EXPORTS = {"export_json": "--export-json", "export_csv": "--export-csv"}
 DEFINITIONS = {
     "time_to_first_token": "from the request to the first token: video read and resized, vision, merge, prefill",

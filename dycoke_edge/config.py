@@ -12,12 +12,16 @@ from typing import Any, Literal
 
 from dycoke_edge.errors import UsageError
 
-MergeMode = Literal["paper", "official"]
+MergeMode = Literal["coverage", "paper", "official"]
+KeepMode = Literal["coverage", "attention"]
 Positions = Literal["reassign", "keep"]
 DType = Literal["fp32", "fp16"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Decoding = Literal["captured", "launched", "graphs"]
 Seeing = Literal["kernels", "graph"]
+BUDGET = 0.25  # of mode coverage
+RATIO = 0.7  # the paper's K
+PRUNE = {"coverage": 0.5, "paper": 0.7, "official": 0.7}
 SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so that its scratch memory stays bounded
 
 
@@ -73,26 +77,84 @@ def _bad(field: dataclasses.Field[Any], value: object, rule: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Compression(Options):
-    """The settings of DyCoke (arXiv 2411.15024): `merge_ratio` is the paper's K, `prune_ratio` its P; its L is the
-    bundle's split layer. `refresh_threshold` is the cosine of the released code, `weigh` what ToMe does (arXiv
-    2210.09461)."""
+    """Which visual tokens enter the decoder (merge), and which of them its deep layers see while decoding (keep).
 
-    merge_ratio: float = option(0.7, "share of a compared frame's tokens that merge drops; 0 turns merge off", 0, 1)
-    prune_ratio: float = option(0.7, "share of visual tokens deep layers set aside while decoding; 0 = off", 0, 1)
-    refresh_threshold: float = option(0.9, "choose the kept set anew below this cosine of attention", -1, 1)
+    Mode "coverage" is the project's own (`dycoke.py`). Modes "paper" and "official" are DyCoke (arXiv 2411.15024):
+    `merge_ratio` is the paper's K, `prune_ratio` its P; its L is the bundle's split layer; `refresh_threshold` is the
+    cosine of the released code, `weigh` what ToMe does (arXiv 2210.09461). A field that is not given takes the default
+    of its mode; after that none is None, and `budget` is 1 outside of coverage, `merge_ratio` 0 within.
+    """
+
     mode: MergeMode = option(
-        "paper", "semantics: the paper's, or those of the released code", choices=("paper", "official")
+        None,
+        "how merge chooses: by coverage, as the paper does, or as the released code does (default coverage; paper where "
+        "--merge-ratio is given)",
+        choices=("coverage", "paper", "official"),
+    )
+    budget: float = option(
+        None, f"coverage: share of every frame's visual tokens that stays; 1 = all (default {BUDGET:g})", 0.001, 1
+    )
+    merge_ratio: float = option(
+        None, f"paper: share of a compared frame's tokens that is dropped; 0 = none (default {RATIO:g})", 0, 1
+    )
+    prune_ratio: float = option(
+        None,
+        "share of visual tokens deep layers set aside while decoding; 0 = off "
+        f"(default {PRUNE['coverage']:g} with coverage, {PRUNE['paper']:g} with the paper's merge)",
+        0,
+        1,
+    )
+    keep: KeepMode = option(
+        None,
+        "how keep chooses: what covers the frames, for good, or what is attended to, again and again (default coverage "
+        "with coverage, else attention)",
+        choices=("coverage", "attention"),
+    )
+    refresh_threshold: float = option(
+        0.9, "keep by attention: choose anew below this cosine of two steps' attention", -1, 1
     )
     positions: Positions = option(
-        "reassign", "RoPE positions after merge: renumbered, or the original ones", choices=("reassign", "keep")
+        None,
+        "RoPE positions after merge: the original ones, or renumbered (default keep with coverage, else reassign)",
+        choices=("reassign", "keep"),
     )
     free_parked: bool = option(
         False, "give back what is set aside after the first choice, one way (saves memory on the CPU)"
     )
-    weigh: bool = option(False, "a kept token counts for those that merge dropped because they resembled it")
+    weigh: bool = option(
+        False, "paper: a kept token counts for those that merge dropped because they resembled it (coverage: always)"
+    )
 
     def __post_init__(self) -> None:
+        mode = self.mode or ("coverage" if self.merge_ratio is None else "paper")
+        covers = mode == "coverage"
+        defaults = {
+            "mode": mode,
+            "budget": BUDGET if covers else 1.0,
+            "merge_ratio": 0.0 if covers else RATIO,
+            "prune_ratio": PRUNE.get(mode, 0.0),
+            "keep": "coverage" if covers else "attention",
+            "positions": "keep" if covers else "reassign",
+        }
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         super().__post_init__()
+        self._check_mode(covers)
+
+    def _check_mode(self, covers: bool) -> None:
+        """Refuse what means nothing in this mode."""
+        if covers and self.merge_ratio:
+            raise UsageError(
+                f"merge_ratio={self.merge_ratio:g} (--merge-ratio) is the paper's; use it with --mode paper, or "
+                f"--budget {1 - self.merge_ratio:.2g}"
+            )
+        if not covers and self.budget != 1:
+            raise UsageError(
+                f"budget={self.budget:g} (--budget) belongs to --mode coverage; use --merge-ratio with {self.mode}"
+            )
+        if not covers and self.keep == "coverage":
+            raise UsageError("keep='coverage' (--keep) needs what merge by coverage finds; use it with --mode coverage")
         if self.weigh and self.mode == "official":
             raise UsageError(
                 "weigh (--weigh) is nothing that the released code does; use it with --mode paper, or leave it out"
@@ -100,8 +162,20 @@ class Compression(Options):
 
     @classmethod
     def off(cls) -> Compression:
-        """The same graphs without DyCoke: nothing merged, nothing set aside."""
+        """The same graphs without compression: nothing merged, nothing set aside."""
         return cls(merge_ratio=0.0, prune_ratio=0.0)
+
+    @property
+    def merges(self) -> bool:
+        """Merge has something to do: tokens to drop, or rows to find that keep parks."""
+        if self.mode == "coverage":
+            return self.budget < 1 or (self.keep == "coverage" and self.prune_ratio > 0)
+        return self.merge_ratio > 0
+
+    @property
+    def counted(self) -> bool:
+        """Kept tokens count for those that were dropped."""
+        return self.merges and (self.weigh or self.mode == "coverage")
 
 
 @dataclass(frozen=True)

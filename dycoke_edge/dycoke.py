@@ -1,18 +1,24 @@
-"""DyCoke's two stages as pure array functions: the reference every other implementation is held to.
+"""Both stages as pure array functions: the reference every other implementation is held to.
 
 Paper: arXiv 2411.15024 (CVPR 2025), section 3.2 (merge) and 3.3 (keep). Mode "official" copies what the released code
-(KD-TAO/DyCoke, commit dd74634) does where it differs, for comparison only.
+(KD-TAO/DyCoke, commit dd74634) does where it differs, for comparison only. Mode "coverage" is the project's own: what
+stays of a frame covers all of it (facility location), and a token counts for those that it covers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import MergeMode
+from dycoke_edge.config import Compression, MergeMode
 from dycoke_edge.errors import UsageError
 
 WINDOW = 4  # frames; the paper's sliding window
+PAIR = 2  # frames; coverage looks back to the first of a pair, no further
+STEPS = 1024  # of a gain of 1: what is finer is rounding
+Counts = NDArray[np.int64]  # [2, M]: for how many tokens each kept one stands, and for how many while keep is at work
 
 
 def kept_per_frame(tokens_per_frame: int, merge_ratio: float) -> int:
@@ -100,6 +106,95 @@ def stands_for(index: NDArray[np.int32], num_frames: int, per_frame: int) -> NDA
         numbers.append(stand_ins(index[start:end] - frame * per_frame, start, of_anchor))
     counts: NDArray[np.int64] = np.bincount(np.concatenate(numbers), minlength=len(index))
     return counts
+
+
+@dataclass(frozen=True)
+class Covered:
+    """What coverage keeps of a frame [N, C]: places int32 [B] in raster order, and counts int64 [2, B]. Row 0 sums to N
+    over all kept tokens; row 1 sums to N over those that keep leaves active, and is 0 for those that it parks."""
+
+    places: NDArray[np.int32]
+    counts: Counts
+
+
+def covered_per_frame(per_frame: int, budget: float) -> int:
+    """B, the tokens of every frame that stay: one at least."""
+    return max(1, int(budget * per_frame))
+
+
+def active_per_frame(kept: int, prune_ratio: float) -> int:
+    """How many of a frame's B kept tokens stay active with keep by coverage: one at least."""
+    return max(1, int(kept * (1 - prune_ratio)))
+
+
+def cover_frame(
+    frame: NDArray[np.floating], known: NDArray[np.floating] | None, kept: int, active: int
+) -> Covered:
+    """Choose `kept` tokens of a frame [N, C] that cover it, one after the other: each is the one that raises most the sum
+    over all N tokens of the largest cosine (0 at least) to anything kept, `known` [m, C] included. Gains are compared in
+    steps of 1 / STEPS, ties go to the lower place: two tokens that are only like each other gain the same but for rounding.
+
+    The first `active` of them are those that keep leaves active. A token counts for each of the N that is most similar
+    to it among the frame's kept ones (row 1: among the active ones); ties: the lower place.
+    """
+    rows = _unit(frame)
+    alike = rows @ rows.T
+    best = np.zeros(len(rows), np.float32)
+    if known is not None and len(known):
+        best = np.maximum(best, (rows @ _unit(known).T).max(1))
+    picks = list[int]()
+    for _ in range(kept):
+        gain = np.floor(np.maximum(alike - best[:, None], 0).sum(0) * STEPS + 0.5)
+        gain[picks] = -1
+        picks.append(int(np.argmax(gain)))
+        best = np.maximum(best, alike[picks[-1]])
+    places = np.sort(np.array(picks, np.int32))
+    counts = np.stack([_stands(alike, places, places), _stands(alike, places, np.sort(picks[:active]))])
+    return Covered(places, counts)
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows as unit vectors, fp32; a zero vector stays zero."""
+    rows = rows.astype(np.float32)
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)
+
+
+def _stands(
+    alike: NDArray[np.float32], places: NDArray[np.int32], among: NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """For how many of the N tokens each of `places` stands, when only those `among` them do. A token stands for itself."""
+    nearest = among[np.argmax(alike[:, among], 1)]
+    nearest[among] = among
+    counts: NDArray[np.int64] = np.bincount(np.searchsorted(places, nearest), minlength=len(places))
+    return counts
+
+
+def coverage(
+    tokens: NDArray[np.floating], budget: float, prune_ratio: float = 0.0
+) -> tuple[NDArray[np.int32], Counts]:
+    """Mode "coverage" over a clip [F, N, C]: flat indices int32 [M] in raster order, and counts [2, M].
+
+    Frames go in pairs: the first of a pair covers itself, the second what the kept tokens of the first do not. So a frame
+    depends on the one before it at most, and the video streams.
+    """
+    per_frame = tokens.shape[1]
+    kept = covered_per_frame(per_frame, budget)
+    active = active_per_frame(kept, prune_ratio)
+    index, counts, known = list[NDArray[np.int32]](), list[Counts](), None
+    for number, frame in enumerate(tokens):
+        covered = cover_frame(frame, known if number % PAIR else None, kept, active)
+        index.append(number * per_frame + covered.places)
+        counts.append(covered.counts)
+        known = frame[covered.places]
+    return np.concatenate(index).astype(np.int32), np.concatenate(counts, 1)
+
+
+def count_kept(num_frames: int, per_frame: int, compression: Compression) -> int:
+    """M, the visual tokens that merge keeps: known before any pixel is seen. UsageError as in `merge_indices`."""
+    if compression.mode == "coverage":
+        return num_frames * covered_per_frame(per_frame, compression.budget)
+    return count_merged(num_frames, per_frame, compression.merge_ratio, compression.mode)
 
 
 def count_merged(num_frames: int, per_frame: int, merge_ratio: float, mode: MergeMode = "paper") -> int:

@@ -8,17 +8,17 @@ import numpy as np
 
 from dycoke_edge import contract
 from dycoke_edge.bundle import VISION_WEIGHTS, Bundle
-from dycoke_edge.config import SCRATCH_ROWS, EngineSpec
-from dycoke_edge.dycoke import count_merged
+from dycoke_edge.config import SCRATCH_ROWS, Compression, EngineSpec
+from dycoke_edge.dycoke import count_kept
 
 TEXT_ROWS = 256  # rows counted for a prompt and its answer
 PROCESS = 110 * 2**20  # Python 3.11, numpy and onnxruntime 1.32 before a model is opened
 
 
-def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: int) -> dict[str, Any]:
+def describe(bundle: Bundle, num_frames: int, compression: Compression, kv_capacity: int) -> dict[str, Any]:
     """Facts of a bundle: dimensions, sizes in bytes, rows and bytes for `num_frames` frames."""
     manifest, model = bundle.manifest, bundle.model
-    visual_rows = count_merged(num_frames, model.tokens_per_frame, merge_ratio)
+    visual_rows = count_kept(num_frames, model.tokens_per_frame, compression)
     rows = visual_rows + TEXT_ROWS
     return {
         "bundle": str(bundle.path),
@@ -32,7 +32,9 @@ def describe(bundle: Bundle, num_frames: int, merge_ratio: float, kv_capacity: i
         "bytes_on_disk": sum(entry.size for entry in manifest.files.values()),
         "kv_bytes_per_token": model.kv_bytes_per_token,
         "kv_bytes_at_capacity": kv_capacity * model.kv_bytes_per_token,
-        "merge_ratio": merge_ratio,
+        "mode": compression.mode,
+        "budget": compression.budget,
+        "merge_ratio": compression.merge_ratio,
         "frames": num_frames,
         "visual_tokens_in": num_frames * model.tokens_per_frame,
         "visual_tokens_kept": visual_rows,

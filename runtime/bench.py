@@ -65,7 +65,7 @@ class Bench:
         self._engine = CountedEngine(inner, opened)
         self.llm = VideoLLM(opened, self._engine, engine)
         self._settings = {"off": Compression.off(), "on": compression}
-        if compression.merge_ratio == compression.prune_ratio == 0:
+        if not compression.merges and compression.prune_ratio == 0:
             del self._settings["on"]
         opened.merge_graph(compression.merge_ratio)
         self._sampling = Sampling(max_new_tokens=spec.new_tokens, stop_token_ids=())

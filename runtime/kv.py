@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.contract import ModelSpec
+from dycoke_edge.dycoke import Counts
 from dycoke_edge.errors import KVOverflow
 from dycoke_edge.runtime.host_rows import HostRows
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 Slots = NDArray[np.int64]
-Counts = NDArray[np.int64]
 
 
 class Rows(Protocol):
@@ -45,7 +45,8 @@ class Rows(Protocol):
         """Exchange rows a[i] and b[i] in every plane; no row is named twice."""
 
     def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
-        """From now on `bias` [n] is added to the scores of these rows, until `clear`; where rows go, it goes."""
+        """From now on `bias` [2, n] is added to the scores of these rows, until `clear`; where rows go, it goes. Row 1 is
+        for deep layers in a decode step, row 0 for all else."""
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows by one angle a dimension pair, cos and sin [D/2]."""
@@ -149,27 +150,33 @@ class KVBuffer:
 
     @property
     def counts(self) -> Counts:
-        """int64 [num_visual]: for how many tokens each visual token stands."""
-        return np.ones(self.num_visual, np.int64) if self._counts is None else self._counts[: self.num_visual]
+        """int64 [2, num_visual]: for how many tokens each visual token stands, as `dycoke.Covered` has them."""
+        return np.ones((2, self.num_visual), np.int64) if self._counts is None else self._counts[:, : self.num_visual]
 
     def weigh(self, counts: Counts) -> None:
-        """For how many tokens each visual token stands from now on: int64 [num_visual + T], those that `left(T)` is for
-        included. A token that stands for n has log(n) added to every score (arXiv 2210.09461, section 3.4)."""
+        """For how many tokens each visual token stands from now on: int64 [2, num_visual + T], those that `left(T)` is
+        for included. A token that stands for n has log(n) added to every score (arXiv 2210.09461, section 3.4)."""
         self._counts = counts
-        self._place(len(counts) - self.num_visual)
-        rows = slice(self.origin - len(counts), self.origin)
+        self._place(counts.shape[1] - self.num_visual)
+        rows = slice(self.origin - counts.shape[1], self.origin)
         self.rows.weigh(rows, self.bias(rows))
 
     def bias(self, rows: slice) -> NDArray[np.float32]:
-        """fp32 [n]: what is added to the scores of these rows of a weighed buffer; 0 for text."""
+        """fp32 [2, n]: what is added to the scores of these rows of a weighed buffer, 0 for text; row 1 for deep layers
+        in a decode step, to which a parked row counts nothing."""
         assert self._counts is not None
-        added = np.zeros(rows.stop - rows.start, np.float32)
+        added = np.zeros((2, rows.stop - rows.start), np.float32)
         if rows.start >= self.origin:
             return added
-        slot = self.slot[: len(self._counts)]
+        slot = self.slot[: self._counts.shape[1]]
         there = (slot >= rows.start) & (slot < rows.stop)
-        added[slot[there] - rows.start] = np.log(self._counts[there])
+        added[:, slot[there] - rows.start] = np.log(np.maximum(self._counts[:, there], 1))
         return added
+
+    def covering(self) -> Mask:
+        """bool [num_visual]: the visual tokens that keep by coverage leaves active; all where nothing was parked."""
+        mask: Mask = self.counts[1] > 0
+        return mask
 
     def grow_left(self, count: int) -> None:
         """Count `count` visual tokens just written to `left(count)`. Every visual row becomes active."""
@@ -220,7 +227,7 @@ class KVBuffer:
         start = self.origin - self.num_visual
         self._pack(old, start, start + count)
         self.slot[: self.num_visual - count] = self.slot[count : self.num_visual].copy()
-        self._counts = None if self._counts is None else self._counts[count:]
+        self._counts = None if self._counts is None else self._counts[:, count:]
         self.num_visual -= count
 
     def rotate(self, cos: NDArray[np.float64], sin: NDArray[np.float64]) -> None:

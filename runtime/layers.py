@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from dycoke_edge.config import SCRATCH_ROWS, Compression, Sampling
 from dycoke_edge.contract import MASKED, ModelSpec
-from dycoke_edge.dycoke import KeepPolicy
+from dycoke_edge.dycoke import Counts, KeepPolicy
 from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
 from dycoke_edge.runtime.gpu.rows import DeviceRows
-from dycoke_edge.runtime.kv import Counts, KVBuffer
+from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Side, Step
 
@@ -127,7 +127,7 @@ class GraphLayers:
         grow = kv.grow_left if side == "left" else kv.grow_right
         for part in self.chunks(kv, len(embeds)):
             if counts is not None:
-                kv.weigh(counts[: kv.num_visual + part.stop - part.start])
+                kv.weigh(counts[:, : kv.num_visual + part.stop - part.start])
             inputs, rows = self.shallow(kv, embeds[part], positions[part], side)
             self.deep(kv, inputs, rows)
             grow(part.stop - part.start)
@@ -149,12 +149,12 @@ class GraphLayers:
         )
         return {"hidden": hidden, **common}, rows
 
-    def deep(self, kv: KVBuffer, inputs: dict[str, Array], rows: slice) -> None:
+    def deep(self, kv: KVBuffer, inputs: dict[str, Array], rows: slice, decoding: bool = False) -> None:
         """Run the deep layers on what `shallow` returned; `logits` are then those of the last token."""
         layers = range(self.spec.split_layer, self.spec.num_layers)
         self.engine.run(
             "decoder_deep",
-            {**inputs, "mask": self._masked(kv, kv.deep, rows), **self._cached(kv, layers, kv.deep)},
+            {**inputs, "mask": self._masked(kv, kv.deep, rows, decoding), **self._cached(kv, layers, kv.deep)},
             {"logits": self.logits, **_views(kv, "new_", layers, rows)},
         )
         if not np.isfinite(self.logits.max()):  # max passes NaN on; 8 us for 152,000 logits
@@ -162,6 +162,10 @@ class GraphLayers:
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Tokens, each computed when it is asked for."""
+        if keeps_cover(kv, compression):
+            kv.refresh(kv.covering())
+            if compression.free_parked:
+                kv.free_parked()
         keep, sampler = _keep_policy(kv, compression), Sampler(sampling)
         step = Step(sampler(self.logits[0]), kv.num_active)
         yield step
@@ -182,7 +186,7 @@ class GraphLayers:
             if free_parked:
                 kv.free_parked()
         compaction = perf_counter() - began
-        self.deep(kv, inputs, rows)
+        self.deep(kv, inputs, rows, decoding=True)
         kv.grow_right(1)
         return Step(sampler(self.logits[0]), kv.num_active, refreshed, returned, compaction)
 
@@ -201,9 +205,9 @@ class GraphLayers:
             return {f"{name}_{i}": self._empty for i in layers for name in "kv"}
         return _views(kv, "", layers, rows)
 
-    def _masked(self, kv: KVBuffer, rows: slice, new: slice) -> Array:
+    def _masked(self, kv: KVBuffer, rows: slice, new: slice, decoding: bool = False) -> Array:
         """The additive mask [T, S + T]: everything cached is seen, of the new tokens only earlier ones, and each as
-        often as it weighs."""
+        often as it weighs, to deep layers while `decoding` or to all."""
         cached, count = rows.stop - rows.start, new.stop - new.start
         if cached and count == 1 and not kv.weighed:
             return self._no_mask[:, : cached + 1]
@@ -212,13 +216,18 @@ class GraphLayers:
         mask[:, :-count] = 0.0 if cached else MASKED
         mask[:, -count:] = self._future[:count, :count]
         if kv.weighed:
-            mask[:, :cached] += kv.bias(rows)
-            mask[:, -count:] += kv.bias(new)
+            mask[:, :cached] += kv.bias(rows)[int(decoding)]
+            mask[:, -count:] += kv.bias(new)[int(decoding)]
         return mask
 
 
+def keeps_cover(kv: KVBuffer, compression: Compression) -> bool:
+    """Keep is by coverage: the set is known before the first step and stays."""
+    return compression.keep == "coverage" and compression.prune_ratio > 0 and kv.weighed and not kv.freed
+
+
 def _keep_policy(kv: KVBuffer, compression: Compression) -> KeepPolicy | None:
-    if compression.prune_ratio == 0 or kv.num_visual == 0:
+    if compression.prune_ratio == 0 or kv.num_visual == 0 or compression.keep == "coverage":
         return None
     return KeepPolicy(kv.num_visual, compression.prune_ratio, compression.refresh_threshold, compression.mode)
 

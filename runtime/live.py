@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, LiveSpec, Sampling
-from dycoke_edge.dycoke import stand_ins
+from dycoke_edge.dycoke import Counts, stand_ins
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
@@ -51,8 +51,9 @@ class LiveVideo:
     A question is asked about the frames in memory and forgotten with its answer; a frame that is pushed meanwhile ends
     the answer with a UsageError. Not thread-safe: all calls on one VideoLLM and its live videos come from one thread.
 
-    With `weigh`, what merge drops of a frame adds to the weights of tokens that are in memory, as in a clip of these
-    frames; but what was computed before saw the weights of then, and the weight of a token that goes, goes with it.
+    In mode "coverage" a token counts for tokens of its own frame, so that what was counted stays right when frames go.
+    In mode "paper" with `weigh`, what merge drops of a frame adds to the weights of tokens that are in memory, as in a
+    clip of these frames; but what was computed before saw the weights of then.
     """
 
     def __init__(self, llm: VideoLLM, compression: Compression, spec: LiveSpec) -> None:
@@ -65,8 +66,7 @@ class LiveVideo:
         self._decoder = Decoder(llm.layers, self.kv)
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()
-        self._window = Window(spec)
-        self._weighs = compression.weigh and compression.merge_ratio > 0
+        self._window = Window(spec, compression.mode)
         self.engine.load("vision")  # now, not when the first frame comes
         llm.layers.load()
         self.clear()
@@ -186,24 +186,46 @@ class LiveVideo:
 
     def _take(self, tokens: AnyArray, time: float | None, began: float) -> Pushed:
         """Merge a frame's tokens and prefill those that stay."""
-        ratio, keep = self.compression.merge_ratio, self.compression.positions == "keep"
+        keep = self.compression.positions == "keep"
         with self.stats.timed("merge"):
             anchor, similarity, cut = self._window.compare(tokens)
-            before, numbered = (anchor.tokens, anchor.numbers) if anchor else (None, None)
-            kept, index = visual.merge_frame(self.bundle, self.engine, before, tokens, ratio)
+            merged = self._merge(tokens, anchor)
+        kept = merged.tokens
         frame = Held(len(kept), len(tokens) if keep else len(kept), time, time)
         evicted = self._make_room(frame)
-        numbers = stand_ins(np.asarray(index), self.kv.num_visual, numbered) if self._weighs else NOT_COUNTED
+        counts, numbers = self._counts(merged, anchor)
         try:
             with self.stats.timed("prefill"):
-                self._see(kept, index if keep else np.arange(len(kept), dtype=np.int32), frame.span, numbers)
+                positions = merged.index if keep else np.arange(len(kept), dtype=np.int32)
+                self._see(kept, positions, frame.span, counts)
         except BaseException:
             self.clear()  # rows of half a frame may be there
             raise
         self._frames.append(frame)
-        if ratio:
-            self._window.append(Compared(tokens, numbers))
+        if self.compression.merges:
+            self._window.append(Compared(tokens, kept, numbers))
         return Pushed(False, cut, similarity, len(tokens), len(kept), evicted, _since(began))
+
+    def _merge(self, tokens: AnyArray, anchor: Compared | None) -> visual.Merged:
+        """What stays of a frame [N, E]."""
+        if self.compression.mode == "coverage" and self.compression.merges:
+            return visual.cover_frame(self.engine, tokens, anchor.kept if anchor else None, self.compression)
+        before = anchor.tokens if anchor else None
+        ratio = self.compression.merge_ratio
+        return visual.Merged(*visual.merge_frame(self.bundle, self.engine, before, tokens, ratio))
+
+    def _counts(self, merged: visual.Merged, anchor: Compared | None) -> tuple[Counts | None, NDArray[np.int64]]:
+        """For how many tokens each one in memory stands with this frame, [2, num_visual + m], None where nothing is
+        counted; and the numbers of those that stand for the frame's own."""
+        if not self.compression.counted:
+            return None, NOT_COUNTED
+        before = self.kv.counts
+        if merged.counts is not None:
+            return np.concatenate((before, merged.counts), 1), NOT_COUNTED
+        numbers = stand_ins(np.asarray(merged.index), before.shape[1], anchor.numbers if anchor else None)
+        counts = np.bincount(numbers, minlength=before.shape[1] + len(merged.tokens))
+        counts[: before.shape[1]] += before[0]
+        return np.stack((counts, counts)), numbers
 
     def _repeats(self, image: Image) -> bool:
         if self._gate is None or not self._frames:
@@ -231,12 +253,8 @@ class LiveVideo:
         self._window.evicted(oldest.rows)
         self.stats.evicted_tokens += oldest.rows
 
-    def _see(self, kept: AnyArray, positions: AnyArray, span: int, numbers: NDArray[np.int64]) -> None:
-        """Prefill a frame's kept tokens [m, E]; `numbers` [N] say which token in memory stands for each of its own."""
-        counts = None
-        if self._weighs:
-            counts = np.bincount(numbers, minlength=self.kv.num_visual + len(kept))
-            counts[: self.kv.num_visual] += self.kv.counts
+    def _see(self, kept: AnyArray, positions: AnyArray, span: int, counts: Counts | None) -> None:
+        """Prefill a frame's kept tokens [m, E]."""
         if self._empty:
             self._decoder.begin(self._prefix, self._room.text)
             self._empty = False

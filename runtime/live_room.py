@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dycoke_edge.config import Compression, LiveSpec
 from dycoke_edge.contract import ModelSpec
-from dycoke_edge.dycoke import count_merged
+from dycoke_edge.dycoke import count_kept
 from dycoke_edge.errors import UsageError
 
 SPARE = 4  # a fourth more positions than frames take: no row is re-based more than five times before it goes
@@ -27,12 +27,13 @@ def room(model: ModelSpec, compression: Compression, spec: LiveSpec, prefix: int
     reached. Rows that no frame needs cost no memory.
     """
     _check(compression)
-    per_frame, ratio = model.tokens_per_frame, compression.merge_ratio
+    per_frame = model.tokens_per_frame
     text = prefix + spec.max_question_tokens + spec.max_answer_tokens
-    merged, whole = count_merged(spec.memory_frames, per_frame, ratio), spec.memory_frames * per_frame
+    merged, whole = count_kept(spec.memory_frames, per_frame, compression), spec.memory_frames * per_frame
     span = whole if compression.positions == "keep" else merged
     most_span = max(0, model.max_positions - text) * SPARE // (SPARE + 1)
-    asked = f"memory_frames={spec.memory_frames} (--memory-frames) at merge_ratio={ratio:g} and {text} tokens of text"
+    share = f"budget={compression.budget:g}" if compression.mode == "coverage" else f"merge_ratio={compression.merge_ratio:g}"
+    asked = f"memory_frames={spec.memory_frames} (--memory-frames) at {share} and {text} tokens of text"
     fewer = "fewer --memory-frames, --max-question-tokens or --max-answer-tokens"
     if span > most_span:
         needed = text + -(-span * (SPARE + 1) // SPARE)
@@ -42,6 +43,8 @@ def room(model: ModelSpec, compression: Compression, spec: LiveSpec, prefix: int
             f"{asked} need {text + merged} KV rows, there are {kv_capacity} (--kv-capacity); "
             f"use --kv-capacity {text + merged} or {fewer}"
         )
+    if compression.mode == "coverage":  # every frame takes as many rows
+        return Room(text, text + merged)
     rows = whole if compression.positions == "keep" else min(whole, most_span)
     return Room(text, min(text + rows, kv_capacity))
 
@@ -50,7 +53,7 @@ def _check(compression: Compression) -> None:
     if compression.mode == "official":
         raise UsageError(
             "mode='official' (--mode) looks at frames that have not come yet, so it cannot merge a live video; "
-            "use --mode paper"
+            "use --mode coverage or paper"
         )
     if compression.free_parked:
         raise UsageError(

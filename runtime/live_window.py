@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import LiveSpec
-from dycoke_edge.dycoke import WINDOW, anchors, cosine
+from dycoke_edge.config import LiveSpec, MergeMode
+from dycoke_edge.dycoke import PAIR, WINDOW, anchors, cosine
 from dycoke_edge.runtime.engine import AnyArray
 
 ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's place in its window
@@ -16,18 +16,21 @@ ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's pl
 
 @dataclass(frozen=True)
 class Compared:
-    """A frame: its tokens [N, E], and which token in memory, counted from the oldest, stands for each: int64 [N], or
-    [0] where nothing is weighed."""
+    """A frame: its tokens [N, E], what was kept of them [m, E], and which token in memory, counted from the oldest, stands
+    for each: int64 [N], or [0] where no later frame adds to it."""
 
     tokens: AnyArray
+    kept: AnyArray
     numbers: NDArray[np.int64]
 
 
 class Window:
-    """None is longer than the memory: merge counts on its first frame, which was kept whole, being there."""
+    """A merge window of the paper, or a pair of coverage. Never longer than the memory, because merge needs the frame that
+    another one is compared with."""
 
-    def __init__(self, spec: LiveSpec) -> None:
-        self._length, self._scene_cut = min(WINDOW, spec.memory_frames), spec.scene_cut
+    def __init__(self, spec: LiveSpec, mode: MergeMode) -> None:
+        self._length = min(PAIR if mode == "coverage" else WINDOW, spec.memory_frames)
+        self._scene_cut = spec.scene_cut
         self._frames = list[Compared]()
 
     def __len__(self) -> int:

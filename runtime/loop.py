@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, Sampling
+from dycoke_edge.dycoke import Counts
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.engine import AnyArray
-from dycoke_edge.runtime.kv import Counts, KVBuffer
+from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.step import Step
 
 Array = NDArray[Any]
@@ -29,7 +30,7 @@ class Prompt:
     visual: AnyArray = field(default_factory=lambda: NO_VISUAL)  # [M, E]
     visual_positions: AnyArray = field(default_factory=lambda: NO_TEXT)  # [M], counted from the span's first position
     visual_span: int = 0  # positions the visual span takes
-    counts: Counts | None = None  # [M], for how many tokens each visual one stands; None: nothing is weighed
+    counts: Counts | None = None  # [2, M], for how many tokens each visual one stands; None: nothing is weighed
 
     @property
     def num_visual(self) -> int:
@@ -71,7 +72,7 @@ class Layers(Protocol):
     ) -> None:
         """Compute a part of a prompt, visual tokens [M, E] and then text [Q] at positions [M + Q], either of them
         possibly empty, and add their rows to the left and the right of the buffer. It is cut so that it fits the
-        scratch memory; when that fails half-way, the rows of what came before are there. `counts` [num_visual + M] are
+        scratch memory; when that fails half-way, the rows of what came before are there. `counts` [2, num_visual + M] are
         given to the buffer as the tokens they are for are computed."""
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
@@ -115,8 +116,8 @@ class Decoder:
     def see(self, visual: AnyArray, positions: AnyArray, span: int, counts: Counts | None = None) -> None:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
 
-        `counts` say for how many tokens each visual token stands, those that are there already and these; given once,
-        they are given always. A question and its answer are forgotten first: what comes later in the video must not
+        `counts` [2, num_visual + M] say for how many tokens each visual token stands, those that are there already and
+        these; given once, they are given always. A question and its answer are forgotten first: what comes later in the video must not
         see them.
         """
         assert self.kv.weighed <= (counts is not None), "all tokens have weights or none has"
@@ -197,7 +198,7 @@ class Decoder:
         """Forget what was asked, add visual tokens that take `span` positions, and read text after them."""
         self.rewind()
         if counts is not None:  # also where all of a frame was dropped
-            self.kv.weigh(counts[: self.kv.num_visual])
+            self.kv.weigh(counts[:, : self.kv.num_visual])
         newest = self.position + span
         at = np.concatenate((self.position + np.asarray(positions), newest + np.arange(len(text))))
         self.layers.prefill(self.kv, visual, text, at, counts)

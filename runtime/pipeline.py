@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
 from dycoke_edge.config_camera import Camera
-from dycoke_edge.dycoke import count_merged, stands_for
+from dycoke_edge.dycoke import count_kept
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
@@ -193,9 +193,7 @@ class VideoLLM:
         model = self.bundle.model
         if num_frames and compression.merge_ratio:
             self.bundle.merge_graph(compression.merge_ratio)
-        visual_rows = num_frames and count_merged(
-            num_frames, model.tokens_per_frame, compression.merge_ratio, compression.mode
-        )
+        visual_rows = num_frames and count_kept(num_frames, model.tokens_per_frame, compression)
         text_rows = num_text + bool(num_frames) + sampling.max_new_tokens
         span = num_frames * model.tokens_per_frame if compression.positions == "keep" else visual_rows
         if span + text_rows > model.max_positions:
@@ -234,13 +232,12 @@ class VideoLLM:
     ) -> tuple[Prompt, AnyArray]:
         """Merge the frames and put the prompt together; the newline after a video is text. Also the places of the
         tokens kept, int32 [M]. A GPU may not be done when this returns."""
-        kept, index = visual.merge(self.bundle, self.engine, tokens, compression)
+        merged = visual.merge(self.bundle, self.engine, tokens, compression)
+        kept, index, counts = merged.tokens, merged.index, merged.counts
         stats.visual_tokens_in, stats.visual_tokens_kept = tokens.shape[0] * tokens.shape[1], len(kept)
         stats.text_tokens += 1
         stats.merge_applied = len(kept) < stats.visual_tokens_in
         suffix = np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
-        weighed = compression.weigh and compression.merge_ratio > 0
-        counts = stands_for(np.asarray(index), *tokens.shape[:2]) if weighed else None
         if compression.positions == "keep":
             return Prompt(prefix, suffix, kept, index, stats.visual_tokens_in, counts), index
         return Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept), counts), index

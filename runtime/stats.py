@@ -80,7 +80,10 @@ def why_not(num_frames: int, compression: Compression) -> list[str]:
     if num_frames == 0:
         return ["no video: text only"]
     reasons = []
-    if compression.merge_ratio == 0:
+    if compression.mode == "coverage":
+        if compression.budget == 1:
+            reasons.append("merge is off: budget is 1")
+    elif compression.merge_ratio == 0:
         reasons.append("merge is off: merge_ratio is 0")
     elif num_frames == 1:
         reasons.append("nothing to merge: one frame")

@@ -6,17 +6,31 @@ host takes `np.asarray` of them, which waits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dycoke_edge import dycoke
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import Compression
-from dycoke_edge.dycoke import kept_per_frame, merge_indices, merged_layout
+from dycoke_edge.dycoke import (
+    Counts,
+    active_per_frame,
+    coverage,
+    covered_per_frame,
+    kept_per_frame,
+    merge_indices,
+    merged_layout,
+    stands_for,
+)
 from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
 from dycoke_edge.runtime.gpu import merge as on_gpu
+from dycoke_edge.runtime.gpu.cover import cover as cover_on_gpu
+from dycoke_edge.runtime.gpu.cover import cover_frame as cover_frame_on_gpu
 from dycoke_edge.runtime.gpu.device import DeviceArray
 from dycoke_edge.runtime.gpu.pixels import batches
 from dycoke_edge.runtime.video import to_pixels
@@ -52,10 +66,58 @@ def _pixels(bundle: Bundle, engine: Engine, frames: NDArray[np.uint8], batch: in
         yield pixels.astype(dtype, copy=False)
 
 
-def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> tuple[AnyArray, AnyArray]:
-    """tokens [F, N, E] -> kept tokens [M, E] and their flat indices int32 [M] into F*N."""
-    if compression.merge_ratio == 0:
-        return tokens.reshape(-1, tokens.shape[-1]), np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
+@dataclass(frozen=True)
+class Merged:
+    """What merge keeps: tokens [M, E], their flat places int32 [M] in F*N (of one frame: in N), and for how many tokens
+    each stands, int64 [2, M] as `dycoke.Covered` has them; None where nothing is counted."""
+
+    tokens: AnyArray
+    index: AnyArray
+    counts: Counts | None = None
+
+
+def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> Merged:
+    """Stage 1 for a clip's tokens [F, N, E]."""
+    if not compression.merges:
+        return Merged(tokens.reshape(-1, tokens.shape[-1]), np.arange(math.prod(tokens.shape[:2]), dtype=np.int32))
+    if compression.mode == "coverage":
+        return _cover(engine, tokens, compression)
+    kept, index = _merge_by_ratio(bundle, engine, tokens, compression)
+    if not compression.counted:
+        return Merged(kept, index)
+    counts = stands_for(np.asarray(index), *tokens.shape[:2])
+    return Merged(kept, index, np.stack((counts, counts)))
+
+
+def _cover(engine: Engine, tokens: AnyArray, compression: Compression) -> Merged:
+    if isinstance(tokens, DeviceArray) and on_gpu.covers(tokens.shape[1], tokens.shape[2], tokens.dtype):
+        return Merged(*cover_on_gpu(tokens, *_sizes(tokens.shape[1], compression)))
+    host = np.asarray(tokens)
+    index, counts = coverage(host, compression.budget, compression.prune_ratio)
+    return Merged(_placed(engine, host.reshape(-1, host.shape[-1])[index]), index, counts)
+
+
+def _sizes(per_frame: int, compression: Compression) -> tuple[int, int]:
+    """Of a frame, the tokens that stay and those of them that stay active."""
+    kept = covered_per_frame(per_frame, compression.budget)
+    return kept, active_per_frame(kept, compression.prune_ratio if compression.keep == "coverage" else 0.0)
+
+
+def cover_frame(engine: Engine, frame: AnyArray, known: AnyArray | None, compression: Compression) -> Merged:
+    """Mode "coverage" for one frame [N, E]; `known` [m, E] is what was kept of the first frame of its pair."""
+    kept, active = _sizes(len(frame), compression)
+    if isinstance(frame, DeviceArray) and on_gpu.covers(*frame.shape, frame.dtype):
+        assert known is None or isinstance(known, DeviceArray)
+        return Merged(*cover_frame_on_gpu(frame, known, kept, active))
+    host = np.asarray(frame)
+    covered = dycoke.cover_frame(host, None if known is None else np.asarray(known), kept, active)
+    return Merged(_placed(engine, host[covered.places]), covered.places, covered.counts)
+
+
+def _merge_by_ratio(
+    bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression
+) -> tuple[AnyArray, AnyArray]:
+    """Modes "paper" and "official": kept tokens [M, E] and their flat indices int32 [M] into F*N."""
     graph = bundle.merge_graph(compression.merge_ratio)
     if compression.mode == "paper" and isinstance(tokens, DeviceArray) and _own(engine, tokens):
         return on_gpu.merge(tokens, compression.merge_ratio)

@@ -259,7 +259,8 @@ def engine(bundle: Bundle) -> Engine:
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7, 0.9])
 def test_the_merge_graph_chooses_the_same(bundle: Bundle, engine: Engine, ratio: float, frames: int) -> None:
     tokens = random_clip(frames, bundle.model.tokens_per_frame, bundle.model.hidden_size, seed=frames)
-    kept, index = merge(bundle, engine, tokens, Compression(merge_ratio=ratio))
+    merged = merge(bundle, engine, tokens, Compression(merge_ratio=ratio))
+    kept, index = merged.tokens, merged.index
     np.testing.assert_array_equal(index, merge_indices(tokens, ratio))
     rows = tokens.reshape(-1, tokens.shape[-1])[index]
     assert index.dtype == np.int32 and kept.dtype == tokens.dtype
@@ -269,7 +270,8 @@ def test_the_merge_graph_chooses_the_same(bundle: Bundle, engine: Engine, ratio:
 def test_the_half_precision_merge_graph_chooses_the_same(half_bundle: Path) -> None:
     bundle = open_bundle(half_bundle)
     tokens = random_clip(8, bundle.model.tokens_per_frame, bundle.model.hidden_size).astype(np.float16)
-    kept, index = merge(bundle, open_engine(bundle, EngineSpec(threads=1)), tokens, Compression(merge_ratio=0.5))
+    merged = merge(bundle, open_engine(bundle, EngineSpec(threads=1)), tokens, Compression(merge_ratio=0.5))
+    kept, index = merged.tokens, merged.index
     np.testing.assert_array_equal(index, merge_indices(tokens, 0.5))
     assert np.asarray(kept).tobytes() == tokens.reshape(-1, tokens.shape[-1])[index].tobytes()
 
@@ -284,7 +286,8 @@ def test_the_merge_graph_takes_zero_vectors(bundle: Bundle, engine: Engine) -> N
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_ratios_0_and_1_need_no_graph(bundle: Bundle, engine: Engine, ratio: float) -> None:
     tokens = random_clip(5, bundle.model.tokens_per_frame, bundle.model.hidden_size)
-    kept, index = merge(bundle, engine, tokens, Compression(merge_ratio=ratio))
+    merged = merge(bundle, engine, tokens, Compression(merge_ratio=ratio))
+    kept, index = merged.tokens, merged.index
     np.testing.assert_array_equal(index, merge_indices(tokens, ratio))
     np.testing.assert_array_equal(kept, tokens.reshape(-1, tokens.shape[-1])[index])
 

@@ -104,7 +104,7 @@ def test_the_kept_set_and_its_rows_are_those_of_the_host(device: Device, count: 
     policy = KeepPolicy(count, ratio)
     state = stated(device, keep=1, num_keep=policy.num_active, origin=host.origin, num_visual=count, num_active=count)
     rows.decide(own.slot[:count])
-    counts = random.integers(1, 9, count)
+    counts = random.integers(1, 9, (2, count))
     for kv in (host, own):
         kv.weigh(counts)
     assert rows.bias is not None

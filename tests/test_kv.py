@@ -273,34 +273,35 @@ TestCudaMachine = pytest.mark.gpu(pytest.mark.skipif(bool(no_gpu()), reason=no_g
 def test_weights_go_where_their_tokens_go(where: str) -> None:
     spec, size, random = model_spec(), 24, np.random.default_rng(0)
     kv = KVBuffer(spec, size, DeviceRows(EmulatedDevice(), spec, size) if where == "device" else None)
-    counts = np.empty(0, np.int64)
+    counts = np.empty((2, 0), np.int64)
     for step in range(300):
         move, room = random.choice(["see", "see", "refresh", "evict", "reset"], p=[0.2, 0.2, 0.3, 0.2, 0.1]), kv.left(0)
         if move == "reset" or not step:
             kv.reset(int(random.integers(1, 12)))
             kv.grow_right(1)
-            counts = counts[:0]
+            counts = counts[:, :0]
             assert not kv.weighed and not (isinstance(kv.rows, DeviceRows) and kv.rows.bias)
             continue
         if move == "see":  # what comes changes what older tokens stand for
             coming = int(random.integers(0, room.start + 1))
-            counts = random.integers(1, 9, len(counts) + coming)
+            counts = random.integers(0, 9, (2, counts.shape[1] + coming))
             kv.weigh(counts)
             kv.grow_left(coming)
         elif move == "evict":
-            gone = int(random.integers(0, len(counts) + 1))
+            gone = int(random.integers(0, counts.shape[1] + 1))
             kv.evict(gone)
-            counts = counts[gone:]
+            counts = counts[:, gone:]
         else:
-            kv.refresh(random.random(len(counts)) < 0.5)
+            kv.refresh(random.random(counts.shape[1]) < 0.5)
         if not kv.weighed:
             continue
         assert kv.counts.tolist() == counts.tolist()
-        want = np.zeros(size, np.float32)
-        want[kv.slot[: len(counts)]] = np.log(counts)
-        np.testing.assert_array_equal(kv.bias(kv.shallow), want[kv.shallow])
+        want = np.zeros((2, size), np.float32)
+        want[:, kv.slot[: counts.shape[1]]] = np.log(np.maximum(counts, 1))  # a parked token counts nothing
+        np.testing.assert_array_equal(kv.bias(kv.shallow), want[:, kv.shallow])
+        np.testing.assert_array_equal(kv.covering(), counts[1] > 0)
         if isinstance(kv.rows, DeviceRows):
-            np.testing.assert_array_equal(np.asarray(kv.rows.bias)[kv.shallow], want[kv.shallow])
+            np.testing.assert_array_equal(np.asarray(kv.rows.bias)[:, kv.shallow], want[:, kv.shallow])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])

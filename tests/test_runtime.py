@@ -259,7 +259,8 @@ def test_official_merge_refuses_short_clips_before_encoding(llm: VideoLLM) -> No
 
 def test_official_merge_keeps_the_official_order(llm: VideoLLM) -> None:
     tokens = np.asarray(visual.encode(llm.bundle, llm.engine, frames(9), 4))
-    kept, index = visual.merge(llm.bundle, llm.engine, tokens, Compression(mode="official"))
+    merged = visual.merge(llm.bundle, llm.engine, tokens, Compression(mode="official"))
+    kept, index = merged.tokens, merged.index
     assert (np.diff(index) < 0).any()
     assert np.array_equal(kept, tokens.reshape(-1, tokens.shape[-1])[index])
 

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.rivals.contestant import PROMPT, Answer, Job, Side, engine_of, stopwatch
 from dycoke_edge import Sampling, VideoLLM
 from dycoke_edge.bundle import open_bundle
-from dycoke_edge.dycoke import count_merged
+from dycoke_edge.dycoke import count_kept
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.synthetic import moving_patch
 
@@ -22,7 +22,7 @@ class Make:
         assert side.compression is not None
         self.job, self.compression = job, side.compression
         model = open_bundle_model(job.bundle)
-        rows = count_merged(job.frames, model.tokens_per_frame, self.compression.merge_ratio, self.compression.mode)
+        rows = count_kept(job.frames, model.tokens_per_frame, self.compression)
         capacity = -(-(rows + TEXT_ROWS + job.new_tokens) // BUCKET) * BUCKET
         options: dict[str, Any] = engine_of(job.name, job.device)
         self.llm = VideoLLM.load(job.bundle, kv_capacity=capacity, **options)

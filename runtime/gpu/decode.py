@@ -133,7 +133,8 @@ class DecodeStep:
 
     def _attend(self, rows: DeviceRows, index: int, deep: bool, watched: bool) -> Launch:
         s, spec = self._scratch, self._scratch.weights.spec
-        planes = rows.slab[2 * index], rows.slab[2 * index + 1], rows.bias or NULL
+        bias = NULL if rows.bias is None else rows.bias[int(deep)]
+        planes = rows.slab[2 * index], rows.slab[2 * index + 1], bias
         seen = (self._scores, s.heads) if watched else (NULL, NULL)
         sizes = c_int32(spec.num_heads // spec.kv_heads), c_int32(rows.capacity), c_int32(deep)
         work = s.context, s.part_sums, s.part_softmax, s.tickets

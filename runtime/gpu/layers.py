@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import Compression, Sampling
+from dycoke_edge.dycoke import Counts
 from dycoke_edge.runtime.gpu.decode import DecodeScratch, DecodeStep
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.prefill import Prefill
@@ -17,8 +18,8 @@ from dycoke_edge.runtime.gpu.records import not_finite
 from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.gpu.state import KEEP
 from dycoke_edge.runtime.gpu.weights import Weights
-from dycoke_edge.runtime.kv import Counts, KVBuffer
-from dycoke_edge.runtime.layers import rope_frequencies
+from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.layers import keeps_cover, rope_frequencies
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Step
 
@@ -83,7 +84,7 @@ class KernelLayers:
             stop = start + chunk
             new, said = visual[start:stop], text[max(start - seen, 0) : max(stop - seen, 0)]
             if counts is not None:
-                kv.weigh(counts[: kv.num_visual + len(new)])
+                kv.weigh(counts[:, : kv.num_visual + len(new)])
             self._prefill.run(kv, new, said, positions[start:stop])
             self._count(kv, len(new) + len(said))
             if len(new):
@@ -92,7 +93,11 @@ class KernelLayers:
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Tokens. Greedy ones are computed ahead of being read, so that the GPU never waits for the host."""
-        choosing = compression.prune_ratio > 0 and kv.num_visual > 0 and not kv.freed
+        attends = compression.keep == "attention" and compression.prune_ratio > 0
+        choosing = attends and kv.num_visual > 0 and not kv.freed
+        if keeps_cover(kv, compression):
+            kv.refresh(kv.covering())
+            kv.freed = compression.free_parked
         step, sampler, most = self._step(kv, choosing), Sampler(sampling), sampling.max_new_tokens
         self._begin(step, kv, position, compression, choosing)
         greedy, first = sampling.temperature == 0, step.records.count

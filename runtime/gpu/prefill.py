@@ -99,7 +99,7 @@ class Prefill:
     def _bias(self, kv: KVBuffer, rows: slice) -> Argument | DeviceArray:
         """What is added to the scores of these rows, if anything is."""
         assert isinstance(kv.rows, DeviceRows)
-        return NULL if kv.rows.bias is None else kv.rows.bias[rows]
+        return NULL if kv.rows.bias is None else kv.rows.bias[0][rows]
 
     def _finish(self, layer: Layer, part: _Part) -> None:
         """What comes after attention: out, norm, MLP, both added to `hidden`."""

@@ -30,7 +30,7 @@ class DeviceRows:
         self.slot = DeviceArray.empty(device, (capacity,), np.int32)
         self.pairs = DeviceArray.empty(device, (capacity, 2), np.int32)
         self.swaps = DeviceArray.empty(device, (1,), np.int32)
-        self._bias: DeviceArray | None = None  # fp32 [capacity], made when something is weighed
+        self._bias: DeviceArray | None = None  # fp32 [2, capacity], made when something is weighed
         self._weighed = False
         self.decided = False  # the GPU may have exchanged rows since `slot` was read
         self.visual = 0  # slots that it knows of
@@ -43,7 +43,8 @@ class DeviceRows:
 
     @property
     def bias(self) -> DeviceArray | None:
-        """fp32 [capacity], what is added to the scores of each row; None where nothing is weighed."""
+        """fp32 [2, capacity], what is added to the scores of each row, row 1 by deep layers in a decode step; None where
+        nothing is weighed."""
         return self._bias if self._weighed else None
 
     def plane(self, index: int, rows: slice) -> DeviceArray:
@@ -72,13 +73,14 @@ class DeviceRows:
         return self.device.kernel("exchange", grid, BLOCK, *moved, *sizes)
 
     def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
-        """From now on `bias` [n] is added to the scores of these rows, until `clear`; 0 to those of others."""
+        """From now on `bias` [2, n] is added to the scores of these rows, until `clear`; 0 to those of others."""
         if self._bias is None:
-            self._bias = DeviceArray.empty(self.device, (self.capacity,), np.float32)
+            self._bias = DeviceArray.empty(self.device, (2, self.capacity), np.float32)
         elif not self._weighed:
             self.device.zero(self._bias.address, self._bias.nbytes)
         self._weighed = True
-        self._bias[rows] = bias
+        for row in range(2):
+            self._bias[row][rows] = bias[row]
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows, in fp32."""

@@ -135,7 +135,7 @@ extern "C" __global__ void KERNEL(choose)(State* state, const float* attention, 
   }
 }
 
-// Exchanges the rows of every pair in every plane of the slab [planes, capacity, row bytes], and their bias [capacity],
+// Exchanges the rows of every pair in every plane of the slab [planes, capacity, row bytes], and their bias [2, capacity],
 // unless it is null; a warp takes one row of a plane at a time.
 extern "C" __global__ void KERNEL(exchange)(const int* swaps, const int* pairs, unsigned char* slab, float* bias, long long plane_bytes, int row_bytes, int planes) {
   int lane = threadIdx.x % 32, warps = gridDim.x * (blockDim.x / 32);
@@ -145,9 +145,10 @@ extern "C" __global__ void KERNEL(exchange)(const int* swaps, const int* pairs, 
     unsigned char* plane = slab + unit % planes * plane_bytes;
     Vec16* a = reinterpret_cast<Vec16*>(plane + (long long)pair[0] * row_bytes);
     Vec16* b = reinterpret_cast<Vec16*>(plane + (long long)pair[1] * row_bytes);
-    if (bias && unit % planes == 0 && lane == 0) {
-      float kept = bias[pair[0]];
-      bias[pair[0]] = bias[pair[1]], bias[pair[1]] = kept;
+    if (bias && unit % planes == 0 && lane < 2) {
+      float* own = bias + lane * (plane_bytes / row_bytes);
+      float kept = own[pair[0]];
+      own[pair[0]] = own[pair[1]], own[pair[1]] = kept;
     }
     for (int i = lane; i < row_bytes / 16; i += 32) {
       Vec16 kept = a[i];
