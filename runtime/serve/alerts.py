@@ -145,10 +145,12 @@ def router(service: Service, utc: Callable[[], float]) -> APIRouter:
 
     @routes.get("")
     async def listed() -> Response:
+        """Every rule."""
         return Json(rules.all())
 
     @routes.post("", status_code=201)
     async def add(new: AlertRule) -> Response:
+        """Ask one more yes/no question of every window."""
         made = await rules.add(new)
         return Json(made, 201, {"Location": f"/v1/alerts/{made['id']}"})
 
@@ -157,19 +159,23 @@ def router(service: Service, utc: Callable[[], float]) -> APIRouter:
         stream_id: Annotated[str, Query(max_length=64)] | None = None,
         limit: Annotated[int, Query(ge=1, le=RECENT)] = 20,
     ) -> Response:
+        """The latest alerts, newest first."""
         found = [e for e in service.watcher.events.since() if e.type == "alert" and stream_id in (None, e.camera)]
         return Json([event.to_dict() for event in found[: -limit - 1 : -1]])
 
     @routes.get("/{rule_id}")
     async def one(rule_id: str) -> Response:
+        """One rule."""
         return Json(rules.one(rule_id))
 
     @routes.put("/{rule_id}")
     async def change(rule_id: str, new: AlertRule) -> Response:
+        """Replace a rule that came over HTTP; its open alerts end."""
         return Json(await rules.change(rule_id, new))
 
     @routes.delete("/{rule_id}")
     async def remove(rule_id: str) -> Response:
+        """Ask it no more; its open alerts end."""
         await rules.remove(rule_id)
         return Json({"id": rule_id, "deleted": True})
 

@@ -13,7 +13,7 @@ from dycoke_edge import __version__
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
-from dycoke_edge.runtime.serve import alerts, chat, errors, events, health, page, streams
+from dycoke_edge.runtime.serve import alerts, chat, docs, errors, events, health, page, streams
 from dycoke_edge.runtime.serve.guard import Guard
 from dycoke_edge.runtime.serve.service import Service
 
@@ -46,6 +46,7 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
         events.router(service),
         health.router(service),
         page.router(),
+        docs.router(app.openapi),
     ):
         app.include_router(router)
     app.add_middleware(Guard, spec=spec)

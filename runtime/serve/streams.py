@@ -44,11 +44,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("")
     async def cameras() -> Response:
+        """Every camera: its state, its last answer, its alerts, what compression saved."""
         status = await service.apart(service.watcher.status)
         return Json([_shown(service, name, found) for name, found in status["cameras"].items()])
 
     @routes.post("", status_code=201)
     async def add(new: NewStream) -> Response:
+        """Watch one more camera."""
         await service.apart(_check_url, new.liveStreamUrl, allowed)
         camera = _camera(new)
         known = service.watcher.cameras
@@ -64,10 +66,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{stream_id}")
     async def camera(stream_id: str) -> Response:
+        """One camera."""
         return Json(await _one(service, stream_id))
 
     @routes.delete("/{stream_id}")
     async def remove(stream_id: str) -> Response:
+        """Watch a camera no more; its open alerts end."""
         _known(service, stream_id)
         await service.apart(service.watcher.remove, stream_id)
         service.descriptions.pop(stream_id, None)
@@ -75,6 +79,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{stream_id}/snapshot.jpg", response_class=Response)
     async def snapshot(stream_id: str) -> Response:
+        """The camera's latest picture, where `server.snapshots` allows it."""
         if not service.spec.shows_frames:
             raise ApiError(403, "snapshots are off; set server.snapshots: true", code="snapshots_off")
         _known(service, stream_id)
