@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.parse import quote
@@ -14,8 +16,9 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from dycoke_edge import Message, VideoLLM
-from dycoke_edge.config import Clip, Sampling
+from dycoke_edge.config import Clip, Compression, Sampling
 from dycoke_edge.config_camera import Camera
+from dycoke_edge.errors import InputError
 from dycoke_edge.runtime.serve.media import from_data_url
 from dycoke_edge.runtime.serve.until import Until
 from dycoke_edge.template import environment
@@ -497,6 +500,102 @@ def test_an_error_on_the_way_is_no_text(served: Served, monkeypatch: pytest.Monk
     assert response.status_code == 200 and found[-1]["error"]["type"] == "server_error"
     assert "hunter2" not in response.text
     assert error(served.ask(text()), 500)["code"] == "internal_error"
+
+
+class Full:
+    """A temporary folder without room: files can be made, and take nothing."""
+
+    def __init__(self, prefix: str) -> None:
+        self.name = "/dev/full"
+        self._file = open("/dev/full", "wb")  # noqa: SIM115
+
+    def __enter__(self) -> Any:
+        return self._file
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+
+def none_at_all(prefix: str) -> Any:
+    raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+
+@pytest.mark.parametrize(("temporary", "reason"), [(Full, "No space left on device"), (none_at_all, "No usable")])
+def test_a_full_temporary_folder_is_no_fault_of_the_request(
+    served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch, temporary: Any, reason: str
+) -> None:
+    monkeypatch.setattr("dycoke_edge.runtime.serve.media.NamedTemporaryFile", temporary)
+    for part in (video(data_url(clip)), image(JPEG)):
+        found = error(served.ask(part, text()), 507)
+        assert reason in found["message"] and "TMPDIR" in found["message"] and found["type"] == "server_error"
+    monkeypatch.undo()
+    assert served.ask(image(JPEG), text()).status_code == 200
+
+
+@pytest.mark.parametrize("read", ["read_image", "check_image"])
+def test_so_it_is_where_a_decoder_found_no_room(served: Served, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    def fails(*arguments: Any) -> Any:
+        try:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        except OSError as error:
+            raise InputError("it cannot be read; copy it again") from error
+
+    monkeypatch.setattr(f"dycoke_edge.runtime.serve.media.{read}", fails)
+    assert "Disk quota exceeded" in error(served.ask(image(JPEG), text()), 507)["message"]
+
+
+COMPRESSED: Any = {"media_io_kwargs": {"video": {"num_frames": 8}}, "max_tokens": 8}
+
+
+def test_a_request_has_its_own_compression(served: Served, clip: Path, tiny_bundle: Path) -> None:
+    llm, ask = VideoLLM.load(tiny_bundle, kv_capacity=2048), (video(data_url(clip)), text())
+    for given in ({"merge_ratio": 0.9, "prune_ratio": 0}, {"merge_ratio": 0, "prune_ratio": 0.5, "positions": None}):
+        found = answer(served, *ask, dycoke=given, **COMPRESSED)
+        compression = Compression(merge_ratio=given["merge_ratio"] or 0, prune_ratio=given["prune_ratio"] or 0)
+        sampling = Sampling(max_new_tokens=8)
+        expected = llm.generate("What?", str(clip), None, compression, sampling, Clip(num_frames=8))
+        assert found["choices"][0]["message"]["content"] == expected.text
+        assert found["dycoke"]["vision_tokens_kept"] == expected.stats.visual_tokens_kept
+    before = answer(served, *ask, **COMPRESSED)["dycoke"]
+    assert answer(served, *ask, dycoke={}, **COMPRESSED)["dycoke"] == before, "the one before it left nothing behind"
+
+
+def test_a_request_goes_by_the_configuration_where_it_says_nothing(tiny_bundle: Path, clip: Path) -> None:
+    llm = VideoLLM.load(tiny_bundle, kv_capacity=2048)
+    with serving(llm, compression=Compression(merge_ratio=0.5)) as served:
+        kept = [
+            answer(served, video(data_url(clip)), text(), dycoke=given, **COMPRESSED)["dycoke"]["vision_tokens_kept"]
+            for given in (None, {"prune_ratio": 0}, {"merge_ratio": 0.5}, {"merge_ratio": 0.9}, {"merge_ratio": 0})
+        ]
+    assert kept[0] == kept[1] == kept[2] and kept[3] < kept[0] < kept[4] == 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"merge_ratio": 0.6}, "merge_ratio=0.6 (--merge-ratio) is not in this bundle, which has 0 0.3 0.5 0.7 0.9"),
+        ({"merge_ratio": 1.5}, "dycoke.merge_ratio: "),
+        ({"merge_ratio": -0.1}, "dycoke.merge_ratio: "),
+        ({"prune_ratio": 2}, "dycoke.prune_ratio: "),
+        ({"prune_ratio": "much"}, "dycoke.prune_ratio: "),
+        ({"refresh_threshold": -2}, "dycoke.refresh_threshold: "),
+        ({"mode": "ours"}, "dycoke.mode: "),
+        ({"positions": "lost"}, "dycoke.positions: "),
+        ({"weigh": True, "mode": "official"}, "dycoke: weigh"),
+        ({"mode": "official"}, "official"),
+        ({"K": 0.7}, "dycoke.K: unknown key"),
+        ("fast", "dycoke: "),
+    ],
+)
+def test_a_compression_that_cannot_be(served: Served, given: Any, why: str) -> None:
+    assert why in error(served.ask(image(JPEG), text(), dycoke=given), 400)["message"]
+
+
+def test_a_live_camera_keeps_its_compression(served: Served) -> None:
+    assert "leave it out" in error(served.ask(stream("yard"), text(), dycoke={"merge_ratio": 0.5}), 400)["message"]
+    assert served.ask(stream("yard"), text(), dycoke={}).status_code == 200
+    assert served.watcher.compression == Compression()
 
 
 def test_frames_given_are_those_of_the_file(clip: Path) -> None:

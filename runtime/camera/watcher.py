@@ -186,6 +186,11 @@ class CameraWatcher(Asking):
         return self._rules
 
     @property
+    def compression(self) -> Compression:
+        """What the cameras' frames are compressed with."""
+        return self._compression
+
+    @property
     def events(self) -> EventRing:
         """The latest events; `events.since(last_id, timeout)` is for streams that resume."""
         return self._hub.events

@@ -94,11 +94,14 @@ def _check_model(service: Service, name: str) -> None:
 
 async def _begin(service: Service, asked: Question) -> Answering:
     """Read what a question shows, and get it in line."""
+    compression = service.compression(asked.compression)
     watcher, said, sampling, until = service.watcher, asked.messages, asked.sampling, Until(asked.stops)
     match asked.shown:
         case StreamPart(stream=stream):
             if stream.stream_id not in watcher.cameras:
                 raise ApiError(404, "stream_id: no such camera; GET /v1/live-stream lists them", "stream_id")
+            if asked.compression:
+                raise ApiError(400, "dycoke: a live camera's frames are compressed already; leave it out", "dycoke")
             pieces = await service.apart(watcher.ask_stream, stream.stream_id, said, stream.last_s, sampling)
             return Answering(pieces, until, watcher.window(stream.stream_id))
         case VideoPart(video_url=link):
@@ -110,7 +113,8 @@ async def _begin(service: Service, asked: Question) -> Answering:
             shown = {"video": await service.reading(service.media.images, links)}
         case _:
             shown = {}
-    pieces = await service.apart(watcher.generate_stream, said, sampling=sampling, **shown)
+    options: dict[str, Any] = {"compression": compression, "sampling": sampling, **shown}
+    pieces = await service.apart(watcher.generate_stream, said, **options)
     return Answering(pieces, until)
 
 

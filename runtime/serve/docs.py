@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from typing import Any
@@ -103,7 +104,7 @@ def _table(rows: Iterable[tuple[str, Schema, bool, str]]) -> Iterator[str]:
 
 def _row(name: str, schema: Schema, needed: bool, note: str) -> str:
     usual = schema.get("default")
-    more = ["needed"] if needed else [f"default {usual}"] if isinstance(usual, str | int | float) else []
+    more = ["needed"] if needed else [f"default {json.dumps(usual)}"] if isinstance(usual, str | int | float) else []
     told = "; ".join(part for part in (_plain(note), *map(escape, more)) if part)
     return f'<tr><td><code>{escape(name)}</code></td><td>{_kind(schema)}</td><td class="soft">{told}</td></tr>'
 
@@ -123,7 +124,9 @@ def _kind(schema: Schema) -> str:
     if forms:
         return " or ".join(_kind(one) for one in forms)
     if "const" in schema or "enum" in schema:
-        return " or ".join(f"<code>{escape(repr(one))}</code>" for one in schema.get("enum", [schema.get("const")]))
+        return " or ".join(
+            f"<code>{escape(json.dumps(one))}</code>" for one in schema.get("enum", [schema.get("const")])
+        )
     if schema.get("type") == "array":
         return f"list of {_kind(schema.get('items', {}))}{_range(schema)}"
     return escape(str(schema.get("type", "anything"))) + _range(schema)

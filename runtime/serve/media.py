@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
+from dycoke_edge.runtime.serve.errors import no_room
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
@@ -109,7 +110,11 @@ class Media:
             return
         if scheme not in ("data", "http", "https"):
             raise UsageError("give a data: URL, e.g. data:video/mp4;base64,...")
-        with NamedTemporaryFile(prefix="dycoke-") as file:
+        try:
+            temporary = NamedTemporaryFile(prefix="dycoke-")  # noqa: SIM115 - its errors are ours only here
+        except OSError as error:
+            raise no_room(error) from None
+        with temporary as file:
             if scheme == "data":
                 file.write(from_data_url(url))
             else:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dycoke_edge.config import Sampling
+from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.conversation import Message, Role
+from dycoke_edge.runtime.serve.config import section, written
 from dycoke_edge.runtime.serve.errors import ApiError
 from dycoke_edge.runtime.serve.media import Wanted
 
@@ -88,6 +89,9 @@ class MediaOptions(Strict):
     video: VideoOptions = VideoOptions()
 
 
+Dycoke = section("Dycoke", Compression, base=Strict)
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
@@ -104,7 +108,9 @@ def _several(stop: Any) -> Any:
 
 
 Stop = Annotated[str, Field(max_length=256)]
-Stops = Annotated[list[Stop], Field(max_length=4, description="texts that end the answer"), BeforeValidator(_several)]
+Stops = Annotated[
+    list[Stop], Field(max_length=4, description="a text, or several, that end the answer"), BeforeValidator(_several)
+]
 
 
 class ChatRequest(Lenient):
@@ -133,6 +139,9 @@ class ChatRequest(Lenient):
     tool_choice: Literal["none", "auto"] | None = None  # without tools both say nothing
     function_call: Literal["none", "auto"] | None = None
     media_io_kwargs: MediaOptions = MediaOptions()
+    dycoke: Annotated[Dycoke, Field(description="instead of the server's compression; cameras keep theirs")] | None = (
+        None  # type: ignore[valid-type]
+    )
     parallel_tool_calls: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -152,7 +161,8 @@ class Question:
     shown: Shown
     wanted: Wanted
     sampling: Sampling
-    stops: tuple[str, ...] = ()
+    compression: dict[str, Any]  # fields of Compression that the request gives
+    stops: tuple[str, ...]
 
 
 def question(request: ChatRequest, spec: ServeSpec) -> Question:
@@ -172,7 +182,7 @@ def question(request: ChatRequest, spec: ServeSpec) -> Question:
         raise ApiError(400, "messages: nothing is asked; add a text part, e.g. What happens?", "messages")
     video = request.media_io_kwargs.video
     wanted = Wanted(video.fps, video.num_frames)
-    return Question(tuple(said), shown, wanted, _sampling(request, spec), tuple(request.stop))
+    return Question(tuple(said), shown, wanted, _sampling(request, spec), written(request.dycoke), tuple(request.stop))
 
 
 def _role(message: ChatMessage) -> Role:
