@@ -18,6 +18,7 @@ from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.messages import Finite, Strict
 from dycoke_edge.runtime.serve.service import Service
 from dycoke_edge.runtime.serve.streams import FREE_TEXT
+from dycoke_edge.runtime.serve.thumbnails import Thumbnails
 
 RECENT = 100
 
@@ -138,7 +139,7 @@ def _check_window(new: AlertRule, camera: Camera) -> None:
             raise ApiError(400, f"{key}: camera {camera.id} has {has:g}; give that, or leave it out", key)
 
 
-def router(service: Service, utc: Callable[[], float]) -> APIRouter:
+def router(service: Service, thumbnails: Thumbnails, utc: Callable[[], float]) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/v1/alerts")
     rules = Rules(service, utc)
@@ -162,6 +163,15 @@ def router(service: Service, utc: Callable[[], float]) -> APIRouter:
         """The latest alerts, newest first."""
         found = [e for e in service.watcher.events.since() if e.type == "alert" and stream_id in (None, e.camera)]
         return Json([event.to_dict() for event in found[: -limit - 1 : -1]])
+
+    @routes.get("/recent/{alert_id}/snapshot.jpg", response_class=Response)
+    async def snapshot(alert_id: str) -> Response:
+        """A small picture of when an alert began, where `server.snapshots` allows it."""
+        service.check_shows_frames()
+        taken = thumbnails.get(alert_id)
+        if taken is None:
+            raise ApiError(404, "no picture of this alert; GET /v1/alerts/recent lists them", "alert_id", "not_found")
+        return Response(taken, media_type="image/jpeg")
 
     @routes.get("/{rule_id}")
     async def one(rule_id: str) -> Response:

@@ -124,9 +124,7 @@ def _kind(schema: Schema) -> str:
     if forms:
         return " or ".join(_kind(one) for one in forms)
     if "const" in schema or "enum" in schema:
-        return " or ".join(
-            f"<code>{escape(json.dumps(one))}</code>" for one in schema.get("enum", [schema.get("const")])
-        )
+        return " or ".join(f"<code>{escape(json.dumps(one))}</code>" for one in schema.get("enum") or [schema["const"]])
     if schema.get("type") == "array":
         return f"list of {_kind(schema.get('items', {}))}{_range(schema)}"
     return escape(str(schema.get("type", "anything"))) + _range(schema)

@@ -89,7 +89,7 @@ class MediaOptions(Strict):
     video: VideoOptions = VideoOptions()
 
 
-Dycoke = section("Dycoke", Compression, base=Strict)
+Dycoke = section("Dycoke", Compression, base=Strict)  # what is left out is as the server has it
 
 
 class StreamOptions(Strict):
@@ -139,9 +139,7 @@ class ChatRequest(Lenient):
     tool_choice: Literal["none", "auto"] | None = None  # without tools both say nothing
     function_call: Literal["none", "auto"] | None = None
     media_io_kwargs: MediaOptions = MediaOptions()
-    dycoke: Annotated[Dycoke, Field(description="instead of the server's compression; cameras keep theirs")] | None = (
-        None  # type: ignore[valid-type]
-    )
+    dycoke: Dycoke | None = None  # type: ignore[valid-type]  # instead of the server's; cameras keep theirs
     parallel_tool_calls: bool | None = None
     user: str | None = None
     safety_identifier: str | None = None

@@ -50,6 +50,11 @@ class Service:
         except UsageError as error:
             raise ApiError(400, f"dycoke: {error}", "dycoke") from None
 
+    def check_shows_frames(self) -> None:
+        """ApiError 403 unless frames of cameras may be handed out."""
+        if not self.spec.shows_frames:
+            raise ApiError(403, "snapshots are off; set server.snapshots: true", code="snapshots_off")
+
     async def apart(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Call something that blocks in a thread."""
         return await run_sync(partial(function, *arguments, **options), limiter=self._threads)

@@ -115,7 +115,9 @@ def signing_key(secret: str) -> bytes:
     except ValueError:
         key = b""
     if not key:
-        raise UsageError(f"a secret that begins with {PREFIX} goes on in base64, e.g. the output of openssl rand -base64 24")
+        raise UsageError(
+            f"a secret that begins with {PREFIX} goes on in base64, e.g. the output of openssl rand -base64 24"
+        )
     return key
 
 
