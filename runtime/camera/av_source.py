@@ -179,7 +179,7 @@ class AvSource:
 
     def _draw(self, frame: av.VideoFrame, shape: float, most: int) -> NDArray[np.uint8]:
         """At most so many pixels wide, `shape` being the width of a pixel over its height."""
-        width = min(most, round(frame.width * shape))
+        width = max(2, min(most, round(frame.width * shape)))
         height = max(2, round(frame.height * width / (frame.width * shape)))
         with self._draws:
             drawn = self._drawing.reformat(frame, width, height, "rgb24", interpolation="AREA")

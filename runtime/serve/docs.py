@@ -120,7 +120,7 @@ def _kind(schema: Schema) -> str:
     if "$ref" in schema:
         name = escape(schema["$ref"].removeprefix(REFERENCE))
         return f'<a href="#{name}">{name}</a>'
-    forms = [one for one in schema.get("anyOf", schema.get("oneOf", [])) if one.get("type") != "null"]
+    forms = [one for one in schema.get("anyOf") or schema.get("oneOf") or [] if one.get("type") != "null"]
     if forms:
         return " or ".join(_kind(one) for one in forms)
     if "const" in schema or "enum" in schema:
