@@ -6,14 +6,17 @@ import argparse
 import logging
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dycoke_edge import cli_output as output
-from dycoke_edge.bundle import open_bundle
+from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.cli_environment import HELP, fill
 from dycoke_edge.cli_options import command, installed
+from dycoke_edge.config import Compression
 from dycoke_edge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,32 +34,54 @@ def add_commands(commands: Any) -> None:
     p.add_argument("--config", type=Path, metavar="FILE", help=f"cameras, rules, sinks and the server, in YAML; {HELP}")
     p.add_argument("--host", metavar="ADDRESS", help="address to listen on, instead of the file's server.host")
     p.add_argument("--port", type=int, metavar="N", help="port to listen on, instead of the file's server.port")
-    p.add_argument("--check", action="store_true", help="check the bundle and the configuration, and do no more")
+    p.add_argument(
+        "--check",
+        action="store_true",
+        help="check the bundle, the configuration and the files it names, and do no more",
+    )
     p.add_argument("--schema", action="store_true", help="print the JSON schema of the configuration")
 
 
 def serve(args: argparse.Namespace) -> None:
-    """dycoke-edge serve BUNDLE --config FILE"""
+    """dycoke-edge serve BUNDLE [--config FILE]"""
     with installed("serve", "dycoke-edge[serve]", UsageError):
         from dycoke_edge.runtime.serve import config
+        from dycoke_edge.runtime.serve.check import check_files
     if args.schema:
         output.json_line(config.schema())
         return
-    if args.bundle is None or args.config is None:
-        raise UsageError("serve needs a bundle and a configuration: dycoke-edge serve BUNDLE --config cameras.yaml")
+    if args.bundle is None:
+        raise UsageError("serve needs a bundle: dycoke-edge serve BUNDLE, or dycoke-edge serve BUNDLE --config FILE")
     given = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
-    try:
-        settings = config.read_config(load(args.config), **given)
-    except UsageError as error:
-        raise UsageError(f"{args.config}: {error}") from None
-    open_bundle(args.bundle)
+    bundle = open_bundle(args.bundle)
+    with _of(args.config):
+        settings = config.read_config({} if args.config is None else load(args.config), **given)
+        check_compression(bundle, settings.compression)
+        if args.check:
+            check_files(settings)
     if args.check:
-        cameras, rules = len(settings.cameras), sum(len(camera.rules) for camera in settings.cameras)
-        output.json_line(
-            {"config": str(args.config), "cameras": cameras, "rules": rules + len(settings.rules), "ok": True}
-        )
+        counts = {"cameras": len(settings.cameras), "rules": len(settings.rules)}
+        counts["rules"] += sum(len(camera.rules) for camera in settings.cameras)
+        output.json_line({"config": args.config and str(args.config), **counts, "ok": True})
         return
     run(args.bundle, settings)
+
+
+@contextmanager
+def _of(file: Path | None) -> Iterator[None]:
+    """Errors begin with the file they are about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}" if file else str(error)) from None
+
+
+def check_compression(bundle: Bundle, compression: Compression) -> None:
+    """UsageError for a merge ratio that the bundle does not have: now, not when the first video comes."""
+    try:
+        bundle.merge_graph(compression.merge_ratio)
+    except UsageError as error:
+        raise UsageError(f"compression: {error}") from None
 
 
 def run(bundle: Path, config: ServeConfig) -> None:
@@ -121,6 +146,8 @@ def make_sinks(sinks: Sinks) -> list[Sink]:
                 found.append(kind(**options.model_dump()))
             except UsageError as error:
                 raise UsageError(f"sinks.{key}: {error}") from None
+            except OSError as error:  # of ca_certs
+                raise UsageError(f"sinks.{key}.ca_certs: {error.strerror}; give a file of PEM certificates") from None
     return found
 
 

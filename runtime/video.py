@@ -158,6 +158,14 @@ def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(_scaled(Image.fromarray(frame), size)) for frame in frames])
 
 
+def narrowed(image: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] at most so many pixels wide, in its own shape."""
+    height, width = image.shape[:2]
+    if width <= most:
+        return image
+    return np.asarray(Image.fromarray(image).resize((most, max(1, round(height * most / width))), reducing_gap=2.0))
+
+
 def _scaled(image: Image.Image, size: int) -> Image.Image:
     # Pillow 13 may scale columns first, which clips overshoot differently; torchvision never does.
     wide = image.resize((size, image.height), Image.Resampling.BICUBIC)

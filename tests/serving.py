@@ -21,6 +21,7 @@ from PIL import Image
 
 from dycoke_edge import CameraWatcher, VideoLLM
 from dycoke_edge.cli_serve import listen
+from dycoke_edge.config import Compression
 from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.serve.app import make_app
@@ -66,11 +67,15 @@ def drain(connection: socket.socket) -> bytes:
 
 @contextmanager
 def serving(
-    llm: VideoLLM, cameras: Sequence[Camera] = (), rules: Sequence[Rule] = (), **options: Any
+    llm: VideoLLM,
+    cameras: Sequence[Camera] = (),
+    rules: Sequence[Rule] = (),
+    compression: Compression = Compression(),  # noqa: B008 - frozen
+    **options: Any,
 ) -> Iterator[Served]:
     """A server with these cameras; `options` are fields of ServeSpec."""
     spec = ServeSpec(port=0, **options)
-    watcher = CameraWatcher(llm, cameras, rules)
+    watcher = CameraWatcher(llm, cameras, rules, compression=compression)
     with watcher, listen(spec.host, 0) as listening:
         port = listening.getsockname()[1]
         server = make_server(make_app(watcher, llm, spec), spec)

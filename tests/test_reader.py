@@ -8,8 +8,10 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ from dycoke_edge.runtime.camera.picker import Picker, Picture
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.source import SourceError
 from dycoke_edge.runtime.camera.status import CameraStatus
-from tests.clips import read_mark, write_clip
+from tests.clips import read_mark, turned, write_clip
 
 PATIENCE = 20.0  # seconds that a test waits for what must come; never reached when it comes
 CANARY = "c4n4ry"
@@ -417,6 +419,37 @@ def test_stop_is_legal_in_every_state(script: tuple[object, ...]) -> None:
         assert camera.stop() and camera.stop()
         assert camera.status().state == "stopped" and camera.ended
     wait(lambda: threading.active_count() == before)
+
+
+def picture_of(uri: str, width: int) -> tuple[tuple[int, ...], int]:
+    """The shape of the picture that a reader shows, read for a model of 16 x 16, and the mark in it."""
+    reader = CameraReader("a", uri, ReaderSpec(size=16, fps=1)).start()
+    frame = reader.take(PATIENCE)
+    wait(lambda: reader.picture(width) is not None)
+    image = reader.picture(width)
+    assert frame is not None and frame.image.shape == (16, 16, 3) and image is not None
+    assert reader.stop()
+    again = reader.picture(width)
+    assert again is not None and again.shape == image.shape, "the last one stays, whatever becomes of the camera"
+    return image.shape, read_mark(image)
+
+
+def test_a_picture_is_in_the_shape_of_the_camera(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", frames=1)
+    assert picture_of(str(clip), 1280) == ((96, 128, 3), 0)
+    assert picture_of(str(clip), 64) == ((48, 64, 3), 0)
+    assert picture_of(str(turned(clip, (0, 1, -1, 0))), 1280)[0] == (128, 96, 3)
+    assert picture_of("test://?width=200&height=50&seconds=1", 100)[0] == (25, 100, 3)
+
+
+def test_a_picture_has_square_pixels(tmp_path: Path) -> None:
+    wide = tmp_path / "wide.mp4"
+    with av.open(str(wide), "w") as target:
+        stream = target.add_stream("mpeg4", 12, width=64, height=96, pix_fmt="yuv420p")
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        for frame in (av.VideoFrame(64, 96, "yuv420p"), None):
+            target.mux(stream.encode(frame))
+    assert picture_of(str(wide), 1280)[0] == (96, 128, 3)
 
 
 def test_stop_does_not_wait_for_the_operating_system() -> None:

@@ -70,13 +70,52 @@ def test_a_camera_tells_what_it_does(served: Served) -> None:
     assert served.http.get("/v1/live-stream").json()[0]["id"] == "yard"
 
 
-def test_a_picture_of_a_camera(served: Served, model: VideoLLM) -> None:
+def test_a_picture_of_a_camera(served: Served) -> None:
+    """In the camera's own shape, not the model's."""
     wait_for(lambda: served.watcher.snapshot("yard"))
     response = served.http.get("/v1/live-stream/yard/snapshot.jpg")
-    size = model.bundle.model.image_size
     assert response.headers["content-type"] == "image/jpeg"
-    assert Image.open(io.BytesIO(response.content)).size == (size, size)
+    assert Image.open(io.BytesIO(response.content)).size == (640, 480)
     error(served.http.get("/v1/live-stream/attic/snapshot.jpg"), 404)
+
+
+def test_a_large_picture_is_1280_wide(another: VideoLLM) -> None:
+    wide = Camera("wide", "test://?fps=10&width=2560&height=1080", realtime=True, fps=5.0, window_s=1.0, every_s=60.0)
+    with serving(another, [wide]) as served:
+        wait_for(lambda: served.watcher.snapshot("wide"))
+        response = served.http.get("/v1/live-stream/wide/snapshot.jpg")
+        assert Image.open(io.BytesIO(response.content)).size == (1280, 540)
+
+
+def test_an_alert_has_a_picture_of_when_it_began(served: Served) -> None:
+    (first, *_) = [event for event in served.watcher.events.since() if event.type == "alert"]
+    path = f"/v1/alerts/recent/{first.alert_id}/snapshot.jpg"
+    response = wait_for(lambda: (r := served.http.get(path)).status_code == 200 and r)
+    assert response.headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(response.content)).size == (320, 240)
+    assert served.http.get(path).content == response.content, "it does not move on"
+    error(served.http.get("/v1/alerts/recent/none/snapshot.jpg"), 404)
+
+
+def test_pictures_of_alerts_are_few_and_none_where_frames_are_not_shown(another: VideoLLM) -> None:
+    with serving(another, [YARD], [ALWAYS], snapshots=False) as served:
+        alert = wait_for(lambda: [event for event in served.watcher.events.since() if event.type == "alert"])[0]
+        path = f"/v1/alerts/recent/{alert.alert_id}/snapshot.jpg"
+        assert error(served.http.get(path), 403)["code"] == "snapshots_off"
+
+
+def test_old_pictures_of_alerts_go(another: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dycoke_edge.runtime.serve.thumbnails.KEPT", 2)
+    with serving(another, [YARD]) as served:
+        wait_for(lambda: served.watcher.snapshot("yard"))
+        hub = served.watcher._hub
+        for number in range(3):
+            hub.emit("alert", "new", "yard", alert_id=f"a{number}", rule_id="x")
+        hub.emit("alert", "new", "gone", alert_id="of no camera", rule_id="x")
+        hub.emit("alert", "new", "yard", alert_id="a3", rule_id="x")
+        paths = [f"/v1/alerts/recent/a{number}/snapshot.jpg" for number in range(4)]
+        wait_for(lambda: served.http.get(paths[3]).status_code == 200)
+        assert [served.http.get(path).status_code for path in paths] == [404, 404, 200, 200]
 
 
 def test_a_camera_comes_and_goes(served: Served) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import base64
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+from urllib.parse import quote
 
 import numpy as np
 import openai
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from dycoke_edge import Message, VideoLLM
-from dycoke_edge.config import Clip, Sampling
+from dycoke_edge.config import Clip, Compression, Sampling
 from dycoke_edge.config_camera import Camera
+from dycoke_edge.errors import InputError
+from dycoke_edge.runtime.serve.media import from_data_url
+from dycoke_edge.runtime.serve.until import Until
 from dycoke_edge.template import environment
 from tests import clips
 from tests.serving import (
@@ -29,6 +37,7 @@ from tests.serving import (
     wait_for,
 )
 
+USAGE: Any = {"include_usage": True}
 YARD = Camera("yard", "test://?fps=10&motion=3", fps=5.0, window_s=2.0, every_s=60.0, realtime=True)
 
 
@@ -165,6 +174,83 @@ def test_the_openai_client_knows_our_errors(client: openai.OpenAI, served: Serve
         ask(model=served.model, messages=[{"role": "user", "content": "Hi"}], n=2)
 
 
+def test_the_openai_client_leaves_everything_unset(client: openai.OpenAI, served: Served) -> None:
+    """Apps hand on every parameter they know, set or not: null is as if left out, and so is what is empty."""
+    known = set(get_type_hints(CompletionCreateParamsBase)) | {"stream"}
+    unset: Any = {key: None for key in known - {"model", "messages"}}
+    message: Any = {"role": "user", "content": "Hi", "name": None}
+    found = client.chat.completions.create(model=served.model, messages=[message], **(unset | {"max_tokens": 6}))
+    plain = client.chat.completions.create(model=served.model, messages=[message], max_tokens=6)
+    assert found.choices == plain.choices and found.usage == plain.usage
+    streamed = client.chat.completions.create(
+        model=served.model, messages=[message], **(unset | {"max_tokens": 6, "stream": True})
+    )
+    said = "".join(choice.delta.content or "" for piece in streamed for choice in piece.choices)
+    assert said == plain.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stop": [], "tools": [], "functions": [], "modalities": [], "logit_bias": {}, "metadata": {}, "extra": None},
+        {"stop": "", "tool_choice": "auto", "parallel_tool_calls": False, "modalities": ["text"], "n": 1},
+        {"stop": [None, ""], "stream_options": {"include_usage": None}, "response_format": {"type": "text"}},
+        {"frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False, "top_logprobs": 0, "service_tier": "auto"},
+        {"media_io_kwargs": {"video": {"fps": None}}, "reasoning_effort": "none", "verbosity": "medium"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}], "tool_calls": []}]},
+    ],
+)
+def test_what_asks_for_nothing_changes_nothing(served: Served, options: dict[str, Any]) -> None:
+    plain = served.ask(text("Hi"))
+    found = served.ask(text("Hi"), **options)
+    assert found.status_code == 200, found.text
+    assert found.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_stop_string_ends_the_answer_before_itself(
+    client: openai.OpenAI, served: Served, tiny_bundle: Path, streams: bool, as_list: bool
+) -> None:
+    """One that begins inside one token and ends inside another."""
+    pieces = list(VideoLLM.load(tiny_bundle).stream("Hi", sampling=Sampling(max_new_tokens=16)))
+    whole = "".join(piece.text for piece in pieces)
+    cut = len("".join(piece.text for piece in pieces[:9]))
+    stop = whole[cut - 2 : cut + 2]
+    assert len(stop) == 4 and whole.find(stop) == cut - 2, "choose another place"
+    options: Any = {"stop": ["nowhere in it", stop] if as_list else stop, "max_tokens": 16}
+    ask: Any = {"model": served.model, "messages": [{"role": "user", "content": "Hi"}]}
+    if streams:
+        chunks = list(client.chat.completions.create(**ask, **options, stream=True, stream_options=USAGE))
+        said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+        finish, usage = chunks[-2].choices[0].finish_reason, chunks[-1].usage
+    else:
+        found = client.chat.completions.create(**ask, **options)
+        said, finish, usage = found.choices[0].message.content, found.choices[0].finish_reason, found.usage
+    assert said == whole[: cut - 2] and finish == "stop"
+    assert usage.completion_tokens < 16, "and nothing more was computed"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("stops", "before", "reached"),
+    [
+        (("\n\n",), "One\nTwo", True),
+        (("Two", "Three"), "One\n", True),
+        (("Three", "Two\n\nT"), "One\n", True),
+        (("e\nTwo", "\n"), "One", True),  # the one that is complete first
+        (("Threes", "Four"), "One\nTwo\n\nThree", False),
+        ((), "One\nTwo\n\nThree", False),
+    ],
+)
+def test_text_until_a_stop_string(size: int, stops: tuple[str, ...], before: str, reached: bool) -> None:
+    text, until, said = "One\nTwo\n\nThree", Until(stops), ""
+    for start in range(0, len(text), size):
+        said += until.push(text[start : start + size])
+        assert before.startswith(said), "nothing of a stop string goes out"
+    assert said + until.rest() == before and until.reached is reached
+
+
 # What is shown
 
 
@@ -196,6 +282,50 @@ def test_a_picture_and_a_row_of_pictures(served: Served, tiny_bundle: Path) -> N
     row = ",".join(data_url(picture, "").split(",")[1] for picture in pictures)
     found = answer(served, video(f"data:video/jpeg;base64,{row}"), text())
     assert found["dycoke"]["frames"] == 3
+
+
+def test_pictures_of_a_message_are_one_clip_in_their_order(client: openai.OpenAI, served: Served) -> None:
+    """As apps and evaluation harnesses send a video, with text before, between and behind them."""
+    pictures = [jpeg(clips.mark(index)) for index in (1, 2, 3, 4, 5)]
+    row = ",".join(data_url(picture, "").split(",")[1] for picture in pictures)
+    as_video = served.ask(text("Look:"), video(f"data:video/jpeg;base64,{row}"), text("What?")).json()
+    shown = [image(data_url(picture, "image/jpeg")) for picture in pictures]
+    content: Any = [text("Look:"), *shown, text("What?")]
+    found = client.chat.completions.create(
+        model=served.model, messages=[{"role": "user", "content": content}], max_tokens=4
+    )
+    assert found.choices[0].message.content == as_video["choices"][0]["message"]["content"]
+    assert found.model_extra is not None and found.model_extra["dycoke"] == as_video["dycoke"]
+    assert as_video["dycoke"]["frames"] == 5 and as_video["dycoke"]["vision_tokens_in"] == 5 * 16
+    turned = served.ask(text("Look:"), *reversed(shown), text("What?")).json()
+    assert turned["choices"] != as_video["choices"]
+    first = said("user", shown[0], text("And?"), shown[1])
+    again = served.ask(messages=[first, said("assistant", "Nothing."), said("user", "What?")]).json()
+    assert again["dycoke"]["frames"] == 2
+
+
+def in_lines(text: str) -> str:
+    return "\r\n ".join(text[at : at + 76] for at in range(0, len(text), 76)) + "\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_lines,
+        lambda text: "\n" + text,
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: text.rstrip("="),
+        lambda text: quote(text, safe=""),
+        lambda text: in_lines(text.replace("+", "-").replace("/", "_").rstrip("=")),
+    ],
+    ids=["lines", "line first", "URL-safe", "no padding", "percent", "all"],
+)
+def test_base64_as_it_is_written(served: Served, change: Callable[[str], str]) -> None:
+    picture = jpeg(clips.mark(2)) + b"\xfb\xff\xfe!"  # padding, + and / in its base64
+    plain = base64.b64encode(picture).decode()
+    assert {"+", "/", "="} <= set(plain) and from_data_url(f"data:image/jpeg;base64,{change(plain)}") == picture
+    found = served.ask(image(f"data:image/jpeg;charset=x;BASE64,{change(plain)}"), text())
+    assert found.json()["choices"] == served.ask(image(data_url(picture)), text()).json()["choices"]
 
 
 @pytest.mark.parametrize(
@@ -242,14 +372,22 @@ def test_sampling_is_obeyed(served: Served) -> None:
 
 # What is refused
 
+JPEG = data_url(jpeg(clips.mark(1)), "image/jpeg")
 PNG = data_url(b"\x89PNG\r\n\x1a\nnothing more", "image/png")
 
 
 @pytest.mark.parametrize(
     ("parts", "options", "said"),
     [
-        ([text()], {"tools": []}, "tools: unknown key"),
-        ([text()], {"stop": ["x"]}, "stop: unknown key"),
+        ([text()], {"tools": [{"type": "function"}]}, "tools: unknown key"),
+        ([text()], {"logit_bias": {"50256": -100}}, "logit_bias: unknown key"),
+        ([text()], {"logprobs": True, "top_logprobs": 2}, "logprobs: "),
+        ([text()], {"reasoning_effort": "high"}, "reasoning_effort: input should be 'none'"),
+        ([text()], {"modalities": ["text", "audio"]}, "modalities"),
+        ([text()], {"tool_choice": "required"}, "tool_choice: "),
+        ([text()], {"stop": ["a", "b", "c", "d", "e"]}, "stop: list should have at most 4 items"),
+        ([text()], {"stop": 5}, "stop: "),
+        ([text()], {"stop": ["a" * 257]}, "stop.0: "),
         ([text()], {"response_format": {"type": "json_object"}}, "response_format.type: "),
         ([text()], {"temperature": 3}, "temperature: "),
         ([text()], {"max_tokens": 0}, "max_tokens: "),
@@ -260,9 +398,13 @@ PNG = data_url(b"\x89PNG\r\n\x1a\nnothing more", "image/png")
         ([text(" ")], {}, "nothing is asked"),
         ([text("x" * 9000)], {}, "9000 letters; at most 8000"),
         ([{"type": "input_audio"}], {}, "messages.0.content"),
-        ([image(PNG), image(PNG), text()], {}, "2 pictures, videos or streams"),
+        ([image(PNG), video(PNG), text()], {}, "2 pictures, videos or streams"),
+        ([video(PNG), video(PNG), text()], {}, "several image_url in one message are a clip"),
+        ([image(JPEG), image(PNG), text()], {}, "image_url, picture 2: "),
+        ([image(JPEG)] * 17 + [text()], {}, "image_url: 17 pictures; at most 16"),
         ([image(PNG), text()], {}, "image_url: "),
         ([image("data:image/png;base64,@@@"), text()], {}, "base64 of this data URL is damaged"),
+        ([image("data:image/png;base64,AA AA"), text()], {}, "base64 of this data URL is damaged"),
         ([image("data:image/png,abc"), text()], {}, "must be base64"),
         ([image("nonsense"), text()], {}, "give a data: URL"),
         ([video(data_url(b"not a video")), text()], {}, "cannot be read as a video"),
@@ -358,6 +500,102 @@ def test_an_error_on_the_way_is_no_text(served: Served, monkeypatch: pytest.Monk
     assert response.status_code == 200 and found[-1]["error"]["type"] == "server_error"
     assert "hunter2" not in response.text
     assert error(served.ask(text()), 500)["code"] == "internal_error"
+
+
+class Full:
+    """A temporary folder without room: files can be made, and take nothing."""
+
+    def __init__(self, prefix: str) -> None:
+        self.name = "/dev/full"
+        self._file = open("/dev/full", "wb")  # noqa: SIM115
+
+    def __enter__(self) -> Any:
+        return self._file
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):
+            self._file.close()
+
+
+def none_at_all(prefix: str) -> Any:
+    raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+
+@pytest.mark.parametrize(("temporary", "reason"), [(Full, "No space left on device"), (none_at_all, "No usable")])
+def test_a_full_temporary_folder_is_no_fault_of_the_request(
+    served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch, temporary: Any, reason: str
+) -> None:
+    monkeypatch.setattr("dycoke_edge.runtime.serve.media.NamedTemporaryFile", temporary)
+    for part in (video(data_url(clip)), image(JPEG)):
+        found = error(served.ask(part, text()), 507)
+        assert reason in found["message"] and "TMPDIR" in found["message"] and found["type"] == "server_error"
+    monkeypatch.undo()
+    assert served.ask(image(JPEG), text()).status_code == 200
+
+
+@pytest.mark.parametrize("read", ["read_image", "check_image"])
+def test_so_it_is_where_a_decoder_found_no_room(served: Served, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    def fails(*arguments: Any) -> Any:
+        try:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        except OSError as error:
+            raise InputError("it cannot be read; copy it again") from error
+
+    monkeypatch.setattr(f"dycoke_edge.runtime.serve.media.{read}", fails)
+    assert "Disk quota exceeded" in error(served.ask(image(JPEG), text()), 507)["message"]
+
+
+COMPRESSED: Any = {"media_io_kwargs": {"video": {"num_frames": 8}}, "max_tokens": 8}
+
+
+def test_a_request_has_its_own_compression(served: Served, clip: Path, tiny_bundle: Path) -> None:
+    llm, ask = VideoLLM.load(tiny_bundle, kv_capacity=2048), (video(data_url(clip)), text())
+    for given in ({"merge_ratio": 0.9, "prune_ratio": 0}, {"merge_ratio": 0, "prune_ratio": 0.5, "positions": None}):
+        found = answer(served, *ask, dycoke=given, **COMPRESSED)
+        compression = Compression(merge_ratio=given["merge_ratio"] or 0, prune_ratio=given["prune_ratio"] or 0)
+        sampling = Sampling(max_new_tokens=8)
+        expected = llm.generate("What?", str(clip), None, compression, sampling, Clip(num_frames=8))
+        assert found["choices"][0]["message"]["content"] == expected.text
+        assert found["dycoke"]["vision_tokens_kept"] == expected.stats.visual_tokens_kept
+    before = answer(served, *ask, **COMPRESSED)["dycoke"]
+    assert answer(served, *ask, dycoke={}, **COMPRESSED)["dycoke"] == before, "the one before it left nothing behind"
+
+
+def test_a_request_goes_by_the_configuration_where_it_says_nothing(tiny_bundle: Path, clip: Path) -> None:
+    llm = VideoLLM.load(tiny_bundle, kv_capacity=2048)
+    with serving(llm, compression=Compression(merge_ratio=0.5)) as served:
+        kept = [
+            answer(served, video(data_url(clip)), text(), dycoke=given, **COMPRESSED)["dycoke"]["vision_tokens_kept"]
+            for given in (None, {"prune_ratio": 0}, {"merge_ratio": 0.5}, {"merge_ratio": 0.9}, {"merge_ratio": 0})
+        ]
+    assert kept[0] == kept[1] == kept[2] and kept[3] < kept[0] < kept[4] == 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"merge_ratio": 0.6}, "merge_ratio=0.6 (--merge-ratio) is not in this bundle, which has 0 0.3 0.5 0.7 0.9"),
+        ({"merge_ratio": 1.5}, "dycoke.merge_ratio: "),
+        ({"merge_ratio": -0.1}, "dycoke.merge_ratio: "),
+        ({"prune_ratio": 2}, "dycoke.prune_ratio: "),
+        ({"prune_ratio": "much"}, "dycoke.prune_ratio: "),
+        ({"refresh_threshold": -2}, "dycoke.refresh_threshold: "),
+        ({"mode": "ours"}, "dycoke.mode: "),
+        ({"positions": "lost"}, "dycoke.positions: "),
+        ({"weigh": True, "mode": "official"}, "dycoke: weigh"),
+        ({"mode": "official"}, "official"),
+        ({"K": 0.7}, "dycoke.K: unknown key"),
+        ("fast", "dycoke: "),
+    ],
+)
+def test_a_compression_that_cannot_be(served: Served, given: Any, why: str) -> None:
+    assert why in error(served.ask(image(JPEG), text(), dycoke=given), 400)["message"]
+
+
+def test_a_live_camera_keeps_its_compression(served: Served) -> None:
+    assert "leave it out" in error(served.ask(stream("yard"), text(), dycoke={"merge_ratio": 0.5}), 400)["message"]
+    assert served.ask(stream("yard"), text(), dycoke={}).status_code == 200
+    assert served.watcher.compression == Compression()
 
 
 def test_frames_given_are_those_of_the_file(clip: Path) -> None:

@@ -164,8 +164,82 @@ def test_errors_hold_no_values(capsys: Capture, tmp_path: Path, tiny_bundle: Pat
     assert outcome.code == 2 and CANARY not in outcome.err and outcome.complaint
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cameras: {a: {source: HERE/none.mp4}}", "cameras.a.source: HERE/none.mp4 does not exist"),
+        ("cameras: {a: {source: 'file://HERE/none.mp4'}}", "cameras.a.source: HERE/none.mp4 does not exist"),
+        ("cameras: {a: {source: HERE}}", "cameras.a.source: HERE is a folder"),
+        ("cameras: {a: {source: 'v4l2:///dev/video99'}}", "cameras.a.source: v4l2:///dev/video99 does not exist"),
+        ("cameras: {a: {source: 'gst://videotestsrc'}}", "cameras.a.source: "),
+        ("sinks: {jsonl: {path: HERE/none/events.jsonl}}", "sinks.jsonl.path: there is no folder HERE/none"),
+        ("sinks: {jsonl: {path: HERE}}", "sinks.jsonl.path: HERE is a folder"),
+        ("sinks: {mqtt: {host: h, tls: true, ca_certs: HERE/ca.pem}}", "sinks.mqtt.ca_certs: HERE/ca.pem does not"),
+        ("sinks: {webhook: {url: 'http://h/', secret: whsec_x}}", "sinks.webhook: a secret that begins with whsec_"),
+        ("server: {file_dirs: [HERE, HERE/none]}", "server.file_dirs: there is no folder HERE/none"),
+        (
+            "compression: {merge_ratio: 0.6}",
+            "compression: merge_ratio=0.6 (--merge-ratio) is not in this bundle, which",
+        ),
+    ],
+)
+def test_check_looks_whether_files_are_there(
+    capsys: Capture, tmp_path: Path, tiny_bundle: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "cameras.yaml"
+    path.write_text(text.replace("HERE", str(tmp_path)))
+    outcome = here(capsys, "serve", tiny_bundle, "--config", path, "--check")
+    assert outcome.code == 2 and outcome.complaint.startswith(f"{path}: ")
+    assert said.replace("HERE", str(tmp_path)) in outcome.complaint
+    assert [file.name for file in tmp_path.iterdir()] == ["cameras.yaml"]
+
+
+def test_check_is_content_with_what_is_there(capsys: Capture, tmp_path: Path, tiny_bundle: Path) -> None:
+    path = tmp_path / "cameras.yaml"
+    path.write_text(
+        f"cameras: {{a: {{source: {ROOT}/examples/clip.mp4}}, b: {{source: 'rtsp://10.0.0.5/x'}}}}\n"
+        f"sinks: {{jsonl: {{path: {tmp_path}/events.jsonl}}}}\nserver: {{file_dirs: [{tmp_path}]}}\n"
+    )
+    outcome = here(capsys, "serve", tiny_bundle, "--config", path, "--check")
+    assert outcome.code == 0 and json.loads(outcome.out)["cameras"] == 2
+
+
+def test_a_file_that_a_sink_needs_at_its_start(capsys: Capture, tmp_path: Path, tiny_bundle: Path) -> None:
+    path = tmp_path / "cameras.yaml"
+    path.write_text(f"sinks: {{mqtt: {{host: h, tls: true, ca_certs: {tmp_path}/none.pem}}}}")
+    outcome = here(capsys, "serve", tiny_bundle, "--config", path, "--port", 0)
+    assert outcome.code == 2 and "sinks.mqtt.ca_certs: No such file" in outcome.err
+
+
+def test_a_test_picture_is_a_camera() -> None:
+    """It comes at its own speed, unless told otherwise, on whatever level; a file does not."""
+    sources = {"a": "test://?fps=5", "b": "TEST://", "file": "clip.mp4"}
+    cameras = {name: {"source": source} for name, source in sources.items()}
+    found = {camera.id: camera.realtime for camera in read_config({"cameras": cameras}).cameras}
+    assert found == {"a": True, "b": True, "file": False}
+    told = read_config({"cameras": {"a": {"source": "test://", "realtime": False}, "b": {"source": "test://"}}})
+    assert [camera.realtime for camera in told.cameras] == [False, True]
+    told = read_config({"realtime": False, "cameras": {"a": {"source": "test://", "realtime": True}}})
+    assert [camera.realtime for camera in told.cameras] == [True]
+    assert not read_config({"realtime": False, "cameras": cameras}).cameras[0].realtime
+
+
+def test_serve_needs_no_configuration(capsys: Capture, tiny_bundle: Path, tmp_path: Path) -> None:
+    outcome = here(capsys, "serve", tiny_bundle, "--check")
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == {"config": None, "cameras": 0, "rules": 0, "ok": True}
+    with process(tiny_bundle, None, tmp_path) as (url, running), httpx.Client(base_url=url, trust_env=False) as http:
+        body = {"model": tiny_bundle.name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+        assert http.post(CHAT, json=body).json()["usage"]["completion_tokens"] == 2
+        assert http.get("/v1/live-stream").json() == []
+        running.terminate()
+        assert running.wait(5) == 0
+    outside = here(capsys, "serve", tiny_bundle, "--host", "0.0.0.0")
+    assert outside.code == 2 and "server.api_key" in outside.complaint
+
+
 def test_what_serve_needs(capsys: Capture, tmp_path: Path, tiny_bundle: Path, written: Path) -> None:
-    assert "--config cameras.yaml" in here(capsys, "serve", tiny_bundle).complaint
+    assert "dycoke-edge serve BUNDLE" in here(capsys, "serve").complaint
     assert "cannot be read" in here(capsys, "serve", tiny_bundle, "--config", tmp_path / "none.yaml").complaint
     (tmp_path / "a.yaml").write_text(CAMERA)
     assert here(capsys, "serve", tmp_path, "--config", tmp_path / "a.yaml", "--check").code == 4
@@ -180,12 +254,14 @@ def test_what_serve_needs(capsys: Capture, tmp_path: Path, tiny_bundle: Path, wr
 
 @contextmanager
 def process(
-    bundle: Path, config: str, folder: Path, **environment: str
+    bundle: Path, config: str | None, folder: Path, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A server in a process of its own: its URL and the process. Output lands in folder/out and folder/err."""
-    path = folder / "cameras.yaml"
-    path.write_text(config)
-    command = [sys.executable, "-m", "dycoke_edge", "serve", str(bundle), "--config", str(path), "--port", "0"]
+    command = [sys.executable, "-m", "dycoke_edge", "serve", str(bundle), "--port", "0"]
+    if config is not None:
+        path = folder / "cameras.yaml"
+        path.write_text(config)
+        command += ["--config", str(path)]
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
         running = subprocess.Popen(
             command, cwd=ROOT, stdout=out, stderr=err, env={"PATH": "/usr/bin:/bin", **environment}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import json
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import pytest
 from dycoke_edge import Event, UsageError
 from dycoke_edge.runtime.sinks.bounded import BoundedSink, CallbackSink, Transient
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
-from dycoke_edge.runtime.sinks.webhook import WebhookSink, sign
+from dycoke_edge.runtime.sinks.webhook import WebhookSink, sign, sign_standard, signing_key
 from tests.cameras import wait
 from tests.commands import ROOT
 
@@ -311,6 +313,50 @@ def test_a_webhook_is_a_signed_cloud_event(hooked: Callable[..., Hook]) -> None:
 def test_a_signature_is_what_openssl_computes() -> None:
     # printf '1.{}' | openssl dgst -sha256 -hmac key
     assert sign("key", "1", b"{}") == "sha256=1ba6b8171186efc613e8bcc0cbdab2748f24984d7c5a84faa2637afa0e40d224"
+
+
+@pytest.mark.parametrize(
+    ("secret", "key"),
+    [
+        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")),
+        ("s3cret \u00fc", "s3cret \u00fc".encode()),
+    ],
+)
+def test_a_webhook_carries_the_signature_of_standard_webhooks(
+    hooked: Callable[..., Hook], secret: str, key: bytes
+) -> None:
+    hook, now = hooked(500, 204), iter((1_790_000_005.9, 1_790_000_009.1))
+    sink = WebhookSink(hook.url, secret=secret, utc=lambda: next(now), backoff=QUICK)
+    sink(event(7))
+    sink.close(30) if sink.flush(30) else pytest.fail("not delivered")
+    for (headers, body), stamp in zip(hook.requests, ("1790000005", "1790000009"), strict=True):
+        digest = hmac.digest(key, b"000007." + stamp.encode() + b"." + body, "sha256")
+        assert headers["webhook-id"] == "000007" and headers["webhook-timestamp"] == stamp
+        assert headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
+
+
+def test_a_standard_signature_is_that_of_their_own_library() -> None:
+    # standardwebhooks 1.1.0: Webhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").sign("msg_p5jXN8AQM9LWM0D4loKWxJek",
+    # datetime.fromtimestamp(1614265330, timezone.utc), '{"test": 2432232314}')
+    key = signing_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    found = sign_standard(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
+    assert found == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("secret", ["whsec_", "whsec_not base64", "whsec_abc"])
+def test_a_secret_that_is_no_base64(secret: str) -> None:
+    with pytest.raises(UsageError, match="a secret that begins with whsec_ goes on in base64, e") as raised:
+        WebhookSink("https://host/hook", secret=secret)
+    assert secret == "whsec_" or secret not in str(raised.value)
+
+
+def test_nothing_is_signed_without_a_secret(hooked: Callable[..., Hook]) -> None:
+    hook = hooked(204)
+    sink = WebhookSink(hook.url)
+    sink(event(7))
+    sink.close(30)
+    ((headers, _),) = hook.requests
+    assert not [name for name in headers if "signature" in name]
 
 
 @pytest.mark.parametrize("codes", [(500, 503, 200), (429, 200), (502, 504, 599, 201)])

@@ -39,6 +39,7 @@ class AvSource:
         self._stop = threading.Event()
         self._picker = Picker(spec, source_id, self._finite, self.tally, clock, self._stop)
         self._container: InputContainer | None = None
+        self._drawing, self._draws = VideoReformatter(), threading.Lock()  # of pictures for people, in other threads
         self._reformatter = VideoReformatter()  # one for all frames: one each is never given back (PyAV before 19)
         self._whole = False  # since the last key frame nothing was lost
 
@@ -164,7 +165,9 @@ class AvSource:
         tick = float(base) if base else 0.0
         length = float(frame.duration or 0) * tick or 1 / float(stream.average_rate or 25)
         stamp = None if frame.pts is None or not tick else frame.pts * tick
-        return Picture(lambda: self._develop(frame), stamp, length, (frame.height, frame.width))
+        shape = float(stream.sample_aspect_ratio or 1)  # of a pixel
+        develop, draw = (lambda: self._develop(frame)), lambda width: self._draw(frame, shape, width)
+        return Picture(develop, stamp, length, (frame.height, frame.width), draw)
 
     def _develop(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         image = np.asarray(self._reformatter.reformat(frame, format="rgb24").to_ndarray(), np.uint8)
@@ -173,6 +176,15 @@ class AvSource:
         if not self._finite:
             return image
         return np.asarray(upright(frame, Image.fromarray(image)))
+
+    def _draw(self, frame: av.VideoFrame, shape: float, most: int) -> NDArray[np.uint8]:
+        """At most so many pixels wide, `shape` being the width of a pixel over its height."""
+        width = max(2, min(most, round(frame.width * shape)))
+        height = max(2, round(frame.height * width / (frame.width * shape)))
+        with self._draws:
+            drawn = self._drawing.reformat(frame, width, height, "rgb24", interpolation="AREA")
+        image = np.asarray(drawn.to_ndarray(), np.uint8)
+        return np.asarray(upright(frame, Image.fromarray(image))) if self._finite else image
 
 
 def _camera(address: Address) -> dict[str, str]:

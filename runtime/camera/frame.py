@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+Draw = Callable[[int], NDArray[np.uint8]]  # a picture in its own shape, uint8 [H, W, 3], at most so many pixels wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,7 @@ class Tally:
     dropped: Counter[str] = field(default_factory=Counter)  # lost, by reason: corrupt, no_key, overrun
     last_packet: float | None = None  # clock.monotonic() of the last sign of life
     last_picture: float | None = None  # and of the last picture decoded whole
+    draw: Draw | None = field(default=None, compare=False)  # the last picture that was handed out; for any thread
 
     def drop(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] += count

@@ -23,7 +23,7 @@ from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
 from dycoke_edge.runtime.camera.picker import Picker, Picture
 from dycoke_edge.runtime.camera.uri import Address
-from dycoke_edge.runtime.video import resize
+from dycoke_edge.runtime.video import narrowed, resize
 
 SLICE = 0.1  # seconds; how soon an interrupt is seen
 SINK = "dycoke_edge_sink"
@@ -109,13 +109,18 @@ class GstSource:
         buffer, none = sample.get_buffer(), self._gst.CLOCK_TIME_NONE
         stamp = None if buffer.pts == none else buffer.pts / self._gst.SECOND
         length = 0.0 if buffer.duration == none else buffer.duration / self._gst.SECOND
-        return Picture(lambda: self._develop(buffer, shape), stamp, length, shape)
+        develop, draw = (lambda: self._develop(buffer, shape)), lambda width: narrowed(_image(buffer, shape), width)
+        return Picture(develop, stamp, length, shape, draw)
 
     def _develop(self, buffer: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        # RGBA rows are multiples of 4 bytes, so there is no padding between them.
-        rgba = np.frombuffer(buffer.extract_dup(0, shape[0] * shape[1] * 4), np.uint8).reshape(*shape, 4)
-        image = np.ascontiguousarray(rgba[..., :3])
+        image = _image(buffer, shape)
         return image if self._spec.size is None else resize(image[None], self._spec.size)[0]
+
+
+def _image(buffer: Any, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    # RGBA rows are multiples of 4 bytes, so there is no padding between them.
+    rgba = np.frombuffer(buffer.extract_dup(0, shape[0] * shape[1] * 4), np.uint8).reshape(*shape, 4)
+    return np.ascontiguousarray(rgba[..., :3])
 
 
 def _bindings() -> Any:

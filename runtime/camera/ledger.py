@@ -8,6 +8,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import SourceInfo, Tally
@@ -73,10 +76,17 @@ class Ledger:
                 last_frame_monotonic=past.last_picture if now.last_picture is None else now.last_picture,
             )
 
+    def picture(self, width: int) -> NDArray[np.uint8] | None:
+        """The last picture that was handed out, uint8 [H, W, 3] and at most so wide, None before the first."""
+        with self._lock:
+            draw = self._tally.draw or self._past.draw
+        return None if draw is None else draw(width)
+
     def _settle(self) -> None:
         past, now = self._past, self._tally
         past.decoded += now.decoded
         past.thinned += now.thinned
         past.dropped += now.dropped
+        past.draw = now.draw or past.draw
         past.last_picture = past.last_picture if now.last_picture is None else now.last_picture
         self._tally = Tally()

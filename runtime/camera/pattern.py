@@ -14,7 +14,7 @@ from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
 from dycoke_edge.runtime.camera.picker import Picker, Picture
 from dycoke_edge.runtime.camera.uri import Address
-from dycoke_edge.runtime.video import resize
+from dycoke_edge.runtime.video import narrowed, resize
 
 COLOURS = ((220, 40, 40), (40, 190, 60), (50, 80, 230))
 
@@ -56,7 +56,8 @@ class PatternSource:
 
     def _picture(self, index: int) -> Picture:
         shape = int(self._address.number("height", 480)), int(self._address.number("width", 640))
-        return Picture(lambda: self._develop(index), index / self._fps, 1 / self._fps, shape)
+        develop, draw = (lambda: self._develop(index)), lambda width: narrowed(self.draw(index), width)
+        return Picture(develop, index / self._fps, 1 / self._fps, shape, draw)
 
     def _develop(self, index: int) -> NDArray[np.uint8]:
         image = self.draw(index)
@@ -67,9 +68,10 @@ class PatternSource:
         time, cut = index / self._fps, self._address.number("cut", 0)
         seed = int(self._address.number("seed", 0))
         scene = int(time / cut) if cut else 0
-        if self._scene is None or self._scene[0] != scene:
-            self._scene = scene, self._ground(np.random.default_rng((seed, scene)))
-        image: NDArray[np.uint8] = self._scene[1].copy()
+        kept = self._scene  # for any thread: another one may replace it
+        if kept is None or kept[0] != scene:
+            self._scene = kept = scene, self._ground(np.random.default_rng((seed, scene)))
+        image: NDArray[np.uint8] = kept[1].copy()
         self._things(image, np.random.default_rng((seed, scene, 1)), time)
         noise = self._address.number("noise", 0)
         if noise:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.clock import Clock
-from dycoke_edge.runtime.camera.frame import Frame, Tally
+from dycoke_edge.runtime.camera.frame import Draw, Frame, Tally
 from dycoke_edge.runtime.camera.timeline import Place, Timeline
 from dycoke_edge.runtime.video import ROUNDING
 
@@ -21,13 +21,14 @@ EARLY = 0.25  # of 1/fps: cameras do not keep step; so much too soon is better t
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture. `develop` makes its image, uint8 [H, W, 3], and is called only if it is wanted. `stamp`, if
-    it has one, and `length` are seconds of the stream's clock."""
+    """A decoded picture. `develop` makes its image, uint8 [H, W, 3], and is called only if it is wanted; `draw` makes
+    one in its own shape. `stamp`, if it has one, and `length` are seconds of the stream's clock."""
 
     develop: Callable[[], NDArray[np.uint8]]
     stamp: float | None
     length: float
     shape: tuple[int, int]
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Picker:
             self._tally.thinned += 1
             return
         missing = held.picture.stamp is None and self._live
+        self._tally.draw = held.picture.draw
         yield Frame(
             image=held.picture.develop(),
             index=held.index,

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from os import PathLike
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.frame import Frame
@@ -71,6 +74,11 @@ class CameraReader:
         taken, or the reader was stopped."""
         keeper = self._keeper
         return self._stopped if keeper is None else keeper.buffer.drained
+
+    def picture(self, width: int) -> NDArray[np.uint8] | None:
+        """The newest picture that was asked for by `fps`, taken or not, in its own shape: uint8 [H, W, 3] and at most
+        `width` pixels wide; None before the first."""
+        return self._ledger.picture(width)
 
     def status(self) -> CameraStatus:
         """The state and the counts of now."""

@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dycoke_edge.config import Compression, LiveSpec
 from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.errors import EngineError, UsageError
@@ -186,6 +189,11 @@ class CameraWatcher(Asking):
         return self._rules
 
     @property
+    def compression(self) -> Compression:
+        """What the cameras' frames are compressed with."""
+        return self._compression
+
+    @property
     def events(self) -> EventRing:
         """The latest events; `events.since(last_id, timeout)` is for streams that resume."""
         return self._hub.events
@@ -197,6 +205,11 @@ class CameraWatcher(Asking):
     def snapshot(self, camera_id: str) -> Frame | None:
         """The newest frame of a camera that the model was given, None before the first."""
         return self._post(camera_id).snapshot()
+
+    def picture(self, camera_id: str, width: int) -> NDArray[np.uint8] | None:
+        """The camera's newest picture in its own shape, uint8 [H, W, 3] and at most `width` pixels wide, None before
+        the first. The model may not have seen it yet."""
+        return self._post(camera_id).reader.picture(width)
 
     def status(self) -> dict[str, Any]:
         """Numbers for metrics and health; ids, and no URI with a password:

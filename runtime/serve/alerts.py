@@ -18,6 +18,7 @@ from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.messages import Finite, Strict
 from dycoke_edge.runtime.serve.service import Service
 from dycoke_edge.runtime.serve.streams import FREE_TEXT
+from dycoke_edge.runtime.serve.thumbnails import Thumbnails
 
 RECENT = 100
 
@@ -138,17 +139,19 @@ def _check_window(new: AlertRule, camera: Camera) -> None:
             raise ApiError(400, f"{key}: camera {camera.id} has {has:g}; give that, or leave it out", key)
 
 
-def router(service: Service, utc: Callable[[], float]) -> APIRouter:
+def router(service: Service, thumbnails: Thumbnails, utc: Callable[[], float]) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/v1/alerts")
     rules = Rules(service, utc)
 
     @routes.get("")
     async def listed() -> Response:
+        """Every rule."""
         return Json(rules.all())
 
     @routes.post("", status_code=201)
     async def add(new: AlertRule) -> Response:
+        """Ask one more yes/no question of every window."""
         made = await rules.add(new)
         return Json(made, 201, {"Location": f"/v1/alerts/{made['id']}"})
 
@@ -157,19 +160,32 @@ def router(service: Service, utc: Callable[[], float]) -> APIRouter:
         stream_id: Annotated[str, Query(max_length=64)] | None = None,
         limit: Annotated[int, Query(ge=1, le=RECENT)] = 20,
     ) -> Response:
+        """The latest alerts, newest first."""
         found = [e for e in service.watcher.events.since() if e.type == "alert" and stream_id in (None, e.camera)]
         return Json([event.to_dict() for event in found[: -limit - 1 : -1]])
 
+    @routes.get("/recent/{alert_id}/snapshot.jpg", response_class=Response)
+    async def snapshot(alert_id: str) -> Response:
+        """A small picture of when an alert began, where `server.snapshots` allows it."""
+        service.check_shows_frames()
+        taken = thumbnails.get(alert_id)
+        if taken is None:
+            raise ApiError(404, "no picture of this alert; GET /v1/alerts/recent lists them", "alert_id", "not_found")
+        return Response(taken, media_type="image/jpeg")
+
     @routes.get("/{rule_id}")
     async def one(rule_id: str) -> Response:
+        """One rule."""
         return Json(rules.one(rule_id))
 
     @routes.put("/{rule_id}")
     async def change(rule_id: str, new: AlertRule) -> Response:
+        """Replace a rule that came over HTTP; its open alerts end."""
         return Json(await rules.change(rule_id, new))
 
     @routes.delete("/{rule_id}")
     async def remove(rule_id: str) -> Response:
+        """Ask it no more; its open alerts end."""
         await rules.remove(rule_id)
         return Json({"id": rule_id, "deleted": True})
 

@@ -13,9 +13,10 @@ from dycoke_edge import __version__
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
-from dycoke_edge.runtime.serve import alerts, chat, errors, events, health, page, streams
+from dycoke_edge.runtime.serve import alerts, chat, docs, errors, events, health, page, streams
 from dycoke_edge.runtime.serve.guard import Guard
 from dycoke_edge.runtime.serve.service import Service
+from dycoke_edge.runtime.serve.thumbnails import Thumbnails
 
 
 def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callable[[], float] = time.time) -> FastAPI:
@@ -23,13 +24,16 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     any thread and ends answers that would go on. Run it with `listener.make_server`, which holds the time limits that
     an application cannot."""
     service = Service(watcher, llm, spec)
+    thumbnails = Thumbnails(service)
     loops = list[asyncio.AbstractEventLoop]()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
+        following = asyncio.create_task(thumbnails.follow())
         yield
         service.closing.set()
+        await following
 
     def stop() -> None:
         for loop in loops:
@@ -42,10 +46,11 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     for router in (
         chat.router(service),
         streams.router(service),
-        alerts.router(service, utc),
+        alerts.router(service, thumbnails, utc),
         events.router(service),
         health.router(service),
         page.router(),
+        docs.router(app.openapi),
     ):
         app.include_router(router)
     app.add_middleware(Guard, spec=spec)

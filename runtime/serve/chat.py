@@ -19,6 +19,7 @@ from dycoke_edge.runtime.reply import Piece
 from dycoke_edge.runtime.serve.errors import ApiError, Json, as_api_error, body
 from dycoke_edge.runtime.serve.messages import ChatRequest, ImagePart, Question, StreamPart, VideoPart, question
 from dycoke_edge.runtime.serve.service import Service
+from dycoke_edge.runtime.serve.until import Until
 from dycoke_edge.runtime.stats import Stats
 
 SSE = "text/event-stream"
@@ -29,6 +30,7 @@ class Answering:
     """An answer on its way: its pieces, and what is known of it so far."""
 
     pieces: Iterator[Piece]
+    until: Until
     window: Window | None = None
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -37,10 +39,10 @@ class Answering:
     stats: Stats = field(default_factory=Stats)
 
     def take(self, piece: Piece) -> str:
-        """Count a piece in; returns its text."""
+        """Count a piece in; returns the text that is certain by now not to be of a stop string."""
         self.text, self.stats = self.text + piece.text, piece.stats
         self.tokens.append(piece.token)
-        return piece.text
+        return self.until.push(piece.text)
 
 
 def router(service: Service) -> APIRouter:
@@ -49,19 +51,24 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/version")
     async def version() -> Response:
+        """This package's version, and the model's name."""
         return Json({"version": __version__, "model": service.model_id})
 
     @routes.get("/models")
     async def models() -> Response:
+        """The one model that is here."""
         return Json({"object": "list", "data": [_model(service)]})
 
     @routes.get("/models/{model_id}")
     async def model(model_id: str) -> Response:
+        """The model, 404 for another name."""
         _check_model(service, model_id)
         return Json(_model(service))
 
     @routes.post("/chat/completions")
     async def chat(request: Request, asked: ChatRequest) -> Response:
+        """Answer a conversation about a video, pictures, a live camera or nothing but text, as OpenAI's API does;
+        with `stream` as server-sent events."""
         _check_model(service, asked.model)
         answer = await _begin(service, question(asked, service.spec))
         pieces = _Pieces(service, request, answer)
@@ -87,22 +94,28 @@ def _check_model(service: Service, name: str) -> None:
 
 async def _begin(service: Service, asked: Question) -> Answering:
     """Read what a question shows, and get it in line."""
-    watcher, said, sampling = service.watcher, asked.messages, asked.sampling
+    compression = service.compression(asked.compression)
+    watcher, said, sampling, until = service.watcher, asked.messages, asked.sampling, Until(asked.stops)
     match asked.shown:
         case StreamPart(stream=stream):
             if stream.stream_id not in watcher.cameras:
                 raise ApiError(404, "stream_id: no such camera; GET /v1/live-stream lists them", "stream_id")
+            if asked.compression:
+                raise ApiError(400, "dycoke: a live camera's frames are compressed already; leave it out", "dycoke")
             pieces = await service.apart(watcher.ask_stream, stream.stream_id, said, stream.last_s, sampling)
-            return Answering(pieces, watcher.window(stream.stream_id))
-        case ImagePart(image_url=link):
-            image = await service.reading(service.media.image, link.url)
-            pieces = await service.apart(watcher.generate_stream, said, image=image, sampling=sampling)
+            return Answering(pieces, until, watcher.window(stream.stream_id))
         case VideoPart(video_url=link):
-            video = await service.reading(service.media.video, link.url, asked.wanted)
-            pieces = await service.apart(watcher.generate_stream, said, video=video, sampling=sampling)
-        case None:
-            pieces = await service.apart(watcher.generate_stream, said, sampling=sampling)
-    return Answering(pieces)
+            shown = {"video": await service.reading(service.media.video, link.url, asked.wanted)}
+        case (ImagePart(image_url=link),):
+            shown = {"image": await service.reading(service.media.image, link.url)}
+        case (_, *_) as parts:
+            links = [part.image_url.url for part in parts]
+            shown = {"video": await service.reading(service.media.images, links)}
+        case _:
+            shown = {}
+    options: dict[str, Any] = {"compression": compression, "sampling": sampling, **shown}
+    pieces = await service.apart(watcher.generate_stream, said, **options)
+    return Answering(pieces, until)
 
 
 class _Pieces:
@@ -113,6 +126,9 @@ class _Pieces:
 
     async def next(self) -> str | None:
         """The next text, often empty; None at the end. Raises what the model raised."""
+        if self.answer.until.reached:
+            self.close()
+            return None
         try:
             if self._service.closing.is_set() or await self._request.is_disconnected():
                 raise ApiError(503, "the server is stopping, or nobody listens", code="stopping")
@@ -138,9 +154,8 @@ async def _events(service: Service, pieces: _Pieces, first: str | None, usage: b
             if text:
                 yield _chunk(service, answer, {"content": text})
             text = await pieces.next()
-        whole = service.decode(answer.tokens)
-        if whole != answer.text and whole.startswith(answer.text):  # it broke off inside a character
-            yield _chunk(service, answer, {"content": whole[len(answer.text) :]})
+        if rest := _rest(service, answer):
+            yield _chunk(service, answer, {"content": rest})
         yield _chunk(service, answer, {}, _finish(service, answer), {"dycoke": _costs(answer)})
         if usage:
             yield _data(_frame(service, answer, []) | {"usage": _usage(answer)})
@@ -150,6 +165,14 @@ async def _events(service: Service, pieces: _Pieces, first: str | None, usage: b
     finally:
         pieces.close()
     yield "data: [DONE]\n\n"
+
+
+def _rest(service: Service, answer: Answering) -> str:
+    """What is left to say at the end: what could have begun a stop string, and a character that broke off."""
+    whole = service.decode(answer.tokens)
+    if whole.startswith(answer.text):
+        return answer.until.push(whole[len(answer.text) :]) + answer.until.rest()
+    return answer.until.rest()
 
 
 def _data(content: dict[str, Any]) -> str:
@@ -174,14 +197,16 @@ def _frame(
 
 
 def _whole(service: Service, answer: Answering) -> dict[str, Any]:
-    message = {"role": "assistant", "content": service.decode(answer.tokens), "refusal": None}
+    until = Until(answer.until.stops)
+    content = until.push(service.decode(answer.tokens)) + until.rest()
+    message = {"role": "assistant", "content": content, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(service, answer)}
     frame = _frame(service, answer, [choice], "chat.completion")
     return frame | {"usage": _usage(answer), "dycoke": _costs(answer)}
 
 
 def _finish(service: Service, answer: Answering) -> str:
-    return "stop" if answer.tokens[-1] in service.stop_token_ids else "length"
+    return "stop" if answer.until.reached or answer.tokens[-1] in service.stop_token_ids else "length"
 
 
 def _usage(answer: Answering) -> dict[str, int]:

@@ -28,8 +28,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def section(name: str, group: type[Options], without: tuple[str, ...] = (), **more: Any) -> type[Section]:
-    """The fields of an option group as keys, each of which may be left out."""
+def section(
+    name: str, group: type[Options], without: tuple[str, ...] = (), base: type[BaseModel] = Section, **more: Any
+) -> type[BaseModel]:
+    """A model, a child of `base`: the fields of an option group as keys, each of which may be left out."""
     hints, fields = get_type_hints(group), dict[str, Any]()
     for field in dataclasses.fields(group):
         if field.name not in without:
@@ -37,7 +39,7 @@ def section(name: str, group: type[Options], without: tuple[str, ...] = (), **mo
             low, high = (None, None) if many else (told.get("low"), told.get("high"))
             described = Field(default=field.default, ge=low, le=high, description=told.get("help"))
             fields[field.name] = (hints[field.name], described)
-    return create_model(name, __base__=Section, __doc__=" ".join((group.__doc__ or "").split()), **(fields | more))
+    return create_model(name, __base__=base, __doc__=" ".join((group.__doc__ or "").split()), **(fields | more))
 
 
 class Jsonl(Section):
@@ -88,10 +90,10 @@ CameraSection = section(
     "Camera",
     Camera,
     without=NOT_SHARED,
-    source=(Text, Field(description="rtsp:// rtsps:// file:// v4l2:// csi:// test:// or a path")),
+    source=(Text, Field(description="rtsp:// rtsps:// file:// v4l2:// csi:// a path, or test:// at its own speed")),
     rules=(dict[str, OwnRule], Field(default={}, description="asked about this camera only")),  # type: ignore[valid-type]
 )
-File: type[Section] = section(
+File: type[BaseModel] = section(
     "Configuration",
     Camera,  # top-level keys are defaults for every camera
     without=NOT_SHARED,
@@ -131,20 +133,20 @@ def read_config(data: object, **server: Any) -> ServeConfig:
     except ValidationError as error:
         raise UsageError(_told(error, data)) from None
     defaults = {
-        key: value for key, value in _set(file).items() if key in Camera.__dataclass_fields__ and key != "rules"
+        key: value for key, value in written(file).items() if key in Camera.__dataclass_fields__ and key != "rules"
     }
     cameras = tuple(_camera(name, one, defaults) for name, one in file.cameras.items())
-    rules = tuple(_rule(f"rules.{name}", name, _set(one)) for name, one in file.rules.items())
+    rules = tuple(_rule(f"rules.{name}", name, written(one)) for name, one in file.rules.items())
     _check_names(cameras, rules)
     config = ServeConfig(
         cameras,
         rules,
         file.sinks,
-        _group("server", ServeSpec, _set(file.server) | server),
-        _group("engine", EngineSpec, _set(file.engine)),
-        _group("compression", Compression, _set(file.compression)),
-        _group("live", LiveSpec, _set(file.live)),
-        _group("reading", ReaderSpec, _set(file.reading)),
+        _group("server", ServeSpec, written(file.server) | server),
+        _group("engine", EngineSpec, written(file.engine)),
+        _group("compression", Compression, written(file.compression)),
+        _group("live", LiveSpec, written(file.live)),
+        _group("reading", ReaderSpec, written(file.reading)),
     )
     _check_counts(config)
     return config
@@ -155,7 +157,7 @@ def schema() -> Json:
     return File.model_json_schema()
 
 
-def _set(part: BaseModel | None) -> Json:
+def written(part: BaseModel | None) -> Json:
     """What was written, without defaults."""
     if part is None:
         return {}
@@ -170,14 +172,15 @@ def _group(key: str, group: Any, options: Json) -> Any:
 
 
 def _camera(name: str, one: Any, defaults: Json) -> Camera:
-    key, given = f"cameras.{name}", _set(one)
+    key, given = f"cameras.{name}", written(one)
     rules, source = given.pop("rules", {}), given.pop("source")
     try:
-        parse_uri(source)
+        playing = parse_uri(source).kind == "test"  # the test picture stands for a camera, and so does as one would
     except UsageError as error:
         raise UsageError(f"{key}.source: {error}") from None
-    own = tuple(_rule(f"{key}.rules.{rule}", rule, _set(asked)) for rule, asked in rules.items())
-    return _group(key, Camera, defaults | given | {"id": name, "uri": source, "rules": own})  # type: ignore[no-any-return]
+    own = tuple(_rule(f"{key}.rules.{rule}", rule, written(asked)) for rule, asked in rules.items())
+    options = {"realtime": playing} | defaults | given | {"id": name, "uri": source, "rules": own}
+    return _group(key, Camera, options)  # type: ignore[no-any-return]
 
 
 def _rule(key: str, name: str, options: Json) -> Rule:

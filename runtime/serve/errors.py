@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import traceback
 from typing import Any
 
@@ -65,6 +67,8 @@ def as_api_error(error: BaseException) -> ApiError:
     """What a client is told of any failure; of a bug, only that there is one."""
     if isinstance(error, ApiError):
         return error
+    if (full := _full_disk(error)) is not None:
+        return no_room(full)
     if isinstance(error, BusyError):
         return ApiError(429, str(error), code="busy", retry_after=error.retry_after_s)
     if isinstance(error, StaleError):
@@ -76,6 +80,23 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(500, str(error), code="engine_error")
     LOGGER.error("%s", redact("".join(traceback.format_exception(error))))
     return ApiError(500, "internal error; the server's log says more", code="internal_error")
+
+
+def no_room(error: OSError) -> ApiError:
+    """Nothing can be put into the temporary folder, where what a request shows lies while it is decoded."""
+    reason = error.strerror or os.strerror(error.errno or errno.ENOSPC)
+    why = f"the server's temporary folder takes no file ({reason}); make room, or start it with TMPDIR=FOLDER"
+    LOGGER.error("%s", redact(why))
+    return ApiError(507, why, code="no_room")
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk that an error comes from, whatever was made of it since: to a decoder it is a damaged file."""
+    for _ in range(16):
+        if error is None or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def install(app: FastAPI) -> None:

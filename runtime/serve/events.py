@@ -32,6 +32,8 @@ def router(service: Service) -> APIRouter:
         after: Annotated[str | None, Query(max_length=64, description="as Last-Event-ID")] = None,
         stream_id: Annotated[str | None, Query(max_length=64)] = None,
     ) -> Response:
+        """What happens, as server-sent events; `Last-Event-ID` resumes, and `event: gap` says that the past is no
+        longer kept."""
         last = last_event_id or after
         if last is not None and not ULID.fullmatch(last):
             raise ApiError(400, "Last-Event-ID: not the id of an event", "Last-Event-ID")

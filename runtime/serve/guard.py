@@ -18,7 +18,7 @@ from dycoke_edge.runtime.camera.redact import redact
 from dycoke_edge.runtime.serve.errors import ApiError, as_api_error, response
 
 ACCESS = logging.getLogger("dycoke_edge.access")
-OPEN = ("/", "/favicon.ico", "/v1/health/live", "/v1/health/ready")  # without a key: nothing secret is on them
+OPEN = ("/", "/docs", "/favicon.ico", "/v1/health/live", "/v1/health/ready")  # without a key: nothing secret is on them
 CHAT = "/v1/chat/completions"
 BODIES = ("POST", "PUT", "PATCH")
 HEADERS = {

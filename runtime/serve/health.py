@@ -20,10 +20,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/health/live")
     async def live() -> Response:
+        """200 while the process lives."""
         return Json({"status": "live"})
 
     @routes.get("/v1/health/ready")
     async def ready(request: Request) -> Response:
+        """200 while answers can be expected, else 503 with reasons."""
         status = await service.apart(service.watcher.status)
         if status["ready"] and not service.closing.is_set():
             return Json({"status": "ready", "reasons": []})
@@ -33,6 +35,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
+        """Numbers for Prometheus."""
         return Response(await service.apart(generate_latest, registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -6,13 +6,14 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Literal, cast
+from urllib.parse import unquote
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
+from dycoke_edge.runtime.serve.errors import no_room
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
@@ -33,6 +35,8 @@ Kind = Literal["video", "image"]
 
 # FFmpeg also plays lists that name other files and hosts. These formats hold all they show.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,mjpeg,h264,hevc,ivf"
+PICTURES = "data:video/jpeg;base64,"  # and pictures with commas between them
+URL_SAFE = str.maketrans("-_", "+/")
 PACKETS = 100_000  # of a video; each takes some memory and time, however small
 DECODED_PIXELS = 2e10  # of a whole video: 40 minutes of 640 x 360 at 15 frames a second, 5 of 1920 x 1080 at 30
 
@@ -53,25 +57,27 @@ class Media:
         self._files = AllowedFiles(spec.file_dirs, spec.max_body_bytes)
         self._fetcher = Fetcher(AllowedHosts("fetch_hosts", spec.fetch_hosts), spec.max_body_bytes)
 
-    def image(self, url: str) -> Frames:
-        """uint8 [R, R, 3] of an image_url. Raises UsageError or InputError."""
-        with self._at(url, "image_url") as path:
+    def image(self, url: str, key: str = "image_url") -> Frames:
+        """uint8 [R, R, 3] of an image_url. Raises UsageError or InputError, which speak of `key`."""
+        with self._at(url, key) as path:
             check_image(path, self._spec.max_pixels)
             return cast(Frames, read_image(path, self._size).pixels[0])
 
+    def images(self, urls: Sequence[str], key: str = "image_url") -> Frames:
+        """uint8 [F, R, R, 3]: a clip given as pictures, which were chosen by whoever sent them. Raises UsageError or
+        InputError."""
+        if len(urls) > self._spec.max_frames:
+            raise UsageError(f"{key}: {len(urls)} pictures; at most {self._spec.max_frames}")
+        return np.stack([self.image(url, f"{key}, picture {number}") for number, url in enumerate(urls, 1)])
+
     def video(self, url: str, wanted: Wanted) -> Frames:
         """uint8 [F, R, R, 3] of a video_url, F at least 1. Raises UsageError or InputError."""
-        if url.startswith("data:video/jpeg;base64,"):
-            return self._jpegs(url.split(",")[1:])
+        if url.startswith(PICTURES):
+            pictures = url.removeprefix(PICTURES).split(",")
+            return self.images([f"data:image/jpeg;base64,{picture}" for picture in pictures], "video_url")
         with self._at(url, "video_url") as path:
             seconds = check_video(path, self._spec)
             return open_visual(path, self._clip(wanted, seconds), self._size).pixels
-
-    def _jpegs(self, pictures: list[str]) -> Frames:
-        """A video given as pictures, which were chosen by whoever sent them."""
-        if len(pictures) > self._spec.max_frames:
-            raise UsageError(f"video_url: {len(pictures)} pictures; at most {self._spec.max_frames}")
-        return np.stack([self.image(f"data:image/jpeg;base64,{picture}") for picture in pictures])
 
     def _clip(self, wanted: Wanted, seconds: float) -> Clip:
         most, usual = self._spec.max_frames, Clip().num_frames
@@ -104,7 +110,11 @@ class Media:
             return
         if scheme not in ("data", "http", "https"):
             raise UsageError("give a data: URL, e.g. data:video/mp4;base64,...")
-        with NamedTemporaryFile(prefix="dycoke-") as file:
+        try:
+            temporary = NamedTemporaryFile(prefix="dycoke-")  # noqa: SIM115 - its errors are ours only here
+        except OSError as error:
+            raise no_room(error) from None
+        with temporary as file:
             if scheme == "data":
                 file.write(from_data_url(url))
             else:
@@ -114,12 +124,17 @@ class Media:
 
 
 def from_data_url(url: str) -> bytes:
-    """The bytes of a base64 data URL; UsageError if it is none."""
+    """The bytes of a base64 data URL; UsageError if it is none. Base64 comes in lines, in the alphabet of URLs and
+    without its padding too."""
     head, comma, text = url.partition(",")
-    if not comma or not head.endswith(";base64"):
+    if not comma or not head.lower().endswith(";base64"):
         raise UsageError("a data URL must be base64, e.g. data:image/jpeg;base64,...")
+    if "%" in text:
+        text = unquote(text)
+    text = "".join(line.strip() for line in text.splitlines())  # a space inside a line was a + once
+    text = text.translate(URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise UsageError("the base64 of this data URL is damaged; encode it again") from None
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import uuid
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter
-from PIL import Image
 from pydantic import Field
 from starlette.responses import Response
 
 from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import rfc3339
-from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 from dycoke_edge.runtime.serve.messages import Finite, Strict
 from dycoke_edge.runtime.serve.service import Service
+from dycoke_edge.runtime.serve.thumbnails import jpeg
 
 SCHEMES = {"rtsp": 554, "rtsps": 322}
 FREE_TEXT = 2000  # letters
+WIDTH = 1280  # of a snapshot, at most
 
 
 class NewStream(Strict):
@@ -44,11 +43,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("")
     async def cameras() -> Response:
+        """Every camera: its state, its last answer, its alerts, what compression saved."""
         status = await service.apart(service.watcher.status)
         return Json([_shown(service, name, found) for name, found in status["cameras"].items()])
 
     @routes.post("", status_code=201)
     async def add(new: NewStream) -> Response:
+        """Watch one more camera."""
         await service.apart(_check_url, new.liveStreamUrl, allowed)
         camera = _camera(new)
         known = service.watcher.cameras
@@ -64,10 +65,12 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{stream_id}")
     async def camera(stream_id: str) -> Response:
+        """One camera."""
         return Json(await _one(service, stream_id))
 
     @routes.delete("/{stream_id}")
     async def remove(stream_id: str) -> Response:
+        """Watch a camera no more; its open alerts end."""
         _known(service, stream_id)
         await service.apart(service.watcher.remove, stream_id)
         service.descriptions.pop(stream_id, None)
@@ -75,13 +78,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{stream_id}/snapshot.jpg", response_class=Response)
     async def snapshot(stream_id: str) -> Response:
-        if not service.spec.shows_frames:
-            raise ApiError(403, "snapshots are off; set server.snapshots: true", code="snapshots_off")
+        """The camera's latest picture in its own shape, where `server.snapshots` allows it."""
+        service.check_shows_frames()
         _known(service, stream_id)
-        frame = await service.apart(service.watcher.snapshot, stream_id)
-        if frame is None:
+        image = await service.apart(service.watcher.picture, stream_id, WIDTH)
+        if image is None:
             raise ApiError(404, "no frame of this camera yet; ask again", "stream_id", "no_frame")
-        return Response(await service.apart(_jpeg, frame), media_type="image/jpeg")
+        return Response(await service.apart(jpeg, image), media_type="image/jpeg")
 
     return routes
 
@@ -128,9 +131,3 @@ def _shown(service: Service, name: str, found: dict[str, Any]) -> dict[str, Any]
     url = {"id": name, "liveStreamUrl": found.get("uri", ""), "description": service.descriptions.get(name, "")}
     alerts = {rule: state | {"since": rfc3339(state["since"])} for rule, state in found.get("alerts", {}).items()}
     return url | {key: value for key, value in found.items() if key != "uri"} | times | {"alerts": alerts}
-
-
-def _jpeg(frame: Frame) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(frame.image).save(file, "JPEG", quality=80)
-    return file.getvalue()

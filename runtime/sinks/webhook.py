@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dycoke_edge.runtime.camera.events import Event, rfc3339
 from dycoke_edge.runtime.sinks.bounded import BoundedSink, Transient
 
 TIMEOUT_S = 10.0
+PREFIX = "whsec_"
 
 
 class Refused(Exception):
@@ -23,8 +25,10 @@ class WebhookSink(BoundedSink):
     """POSTs every event to `url` as JSON.
 
     The CloudEvents attributes are `ce-` headers; `Idempotency-Key` is the event's id. With a `secret`,
-    `X-Dycoke-Signature` is "sha256=" and the HMAC-SHA256 in hex of "<X-Dycoke-Timestamp>.<body>". Tried again after
-    429, 5xx and when there is no connection; any other status loses the event. Redirects are not followed.
+    `X-Dycoke-Signature` is "sha256=" and the HMAC-SHA256 in hex of "<X-Dycoke-Timestamp>.<body>", and `webhook-id`,
+    `webhook-timestamp` and `webhook-signature` are those of standardwebhooks.com, whose secrets begin with "whsec_".
+    Tried again after 429, 5xx and when there is no connection; any other status loses the event. Redirects are not
+    followed.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class WebhookSink(BoundedSink):
             raise UsageError("url of a webhook must be http:// or https:// with a host, e.g. https://host/hook")
         super().__init__(f"webhook {parts.hostname}", capacity, attempts, backoff)
         self._url, self._secret, self._utc = url, secret, utc
+        self._key = signing_key(secret) if secret else b""
         self._http = urllib3.PoolManager(
             1, cert_reqs="CERT_REQUIRED" if verify_tls else "CERT_NONE", timeout=urllib3.Timeout(total=TIMEOUT_S)
         )
@@ -84,12 +89,36 @@ class WebhookSink(BoundedSink):
         if self._secret:
             stamp = str(int(now))
             headers |= {"X-Dycoke-Timestamp": stamp, "X-Dycoke-Signature": sign(self._secret, stamp, body)}
+            headers |= {"webhook-id": event.id, "webhook-timestamp": stamp}
+            headers["webhook-signature"] = sign_standard(self._key, event.id, stamp, body)
         return headers
 
 
 def sign(secret: str, timestamp: str, body: bytes) -> str:
     """What a receiver computes to check a request, and compares in constant time."""
     return "sha256=" + hmac.new(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+def sign_standard(key: bytes, id: str, timestamp: str, body: bytes) -> str:
+    """The same as standardwebhooks.com has it."""
+    digest = hmac.new(key, f"{id}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def signing_key(secret: str) -> bytes:
+    """What "whsec_" and base64 stand for; the bytes of any other secret are the key themselves. UsageError for base64
+    that is none."""
+    if not secret.startswith(PREFIX):
+        return secret.encode()
+    try:
+        key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+    except ValueError:
+        key = b""
+    if not key:
+        raise UsageError(
+            f"a secret that begins with {PREFIX} goes on in base64, e.g. the output of openssl rand -base64 24"
+        )
+    return key
 
 
 def _seconds(retry_after: str | None) -> float | None:
