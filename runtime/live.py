@@ -25,6 +25,7 @@ from dycoke_edge.runtime.live_stats import LiveStats, Pushed
 from dycoke_edge.runtime.live_window import Compared, Window
 from dycoke_edge.runtime.loop import Decoder, Ids
 from dycoke_edge.runtime.reply import Piece, pieces
+from dycoke_edge.runtime.scores import Scores, scores
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.video import resize
 
@@ -167,8 +168,9 @@ class LiveVideo:
         with self.stats.timed("answer"), closing(steps):
             yield from pieces(steps, self.text.stream(), self.kv, self._answer_stats(len(suffix)), began)
 
-    def score(self, prompt: Asked, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
-        """How likely each answer is to begin the reply, all its spellings together, normalised over `answers`.
+    def score(self, prompt: Asked, answers: tuple[str, ...] = ("yes", "no")) -> Scores:
+        """How likely each answer is to begin the reply, all its spellings together, as shares of 1; `mass` says how
+        likely any of them is, and that the shares mean nothing where it is small.
 
         One prefill of the question, no decoding. UsageError if there is no frame or no room, or if answers cannot be
         told apart by their first token.
@@ -178,11 +180,9 @@ class LiveVideo:
         self.stats.questions += 1
         with self.stats.timed("answer"):
             self._decoder.read(suffix)
-            logits = self._decoder.logits[0].astype(np.float64)
+            found = scores(answers, first, self._decoder.logits[0])
             self._decoder.rewind()
-        masses = np.array([np.logaddexp.reduce(logits[ids]) for ids in first])
-        shares = np.exp(masses - np.logaddexp.reduce(masses))
-        return dict(zip(answers, shares.tolist(), strict=True))
+        return found
 
     def _take(self, tokens: AnyArray, time: float | None, began: float) -> Pushed:
         """Merge a frame's tokens and prefill those that stay."""

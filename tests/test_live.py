@@ -124,7 +124,8 @@ def test_score_is_the_first_token_of_the_answer(llm: VideoLLM) -> None:
     llm._decoder.prefill(Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept)), 1)
     chances = np.exp(llm._decoder.logits[0].astype(np.float64))
     yes, no = (sum(chances[_first_id(llm, word)] for word in words) for words in (("yes", "YES"), ("no", "NO")))
-    assert got == pytest.approx({"yes": yes / (yes + no), "no": no / (yes + no)}, rel=1e-4)
+    assert dict(got) == pytest.approx({"yes": yes / (yes + no), "no": no / (yes + no)}, rel=1e-4)
+    assert got.mass == pytest.approx((yes + no) / chances.sum(), rel=1e-4) and 0 < got.mass < 0.9
     assert live.kv.num_text == len(prefix)
 
 

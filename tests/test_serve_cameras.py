@@ -30,7 +30,9 @@ YARD = Camera(
     max_new_tokens=2,
     rules=(Rule("own", "Is it day?", threshold=1.0, clear_threshold=0.5),),
 )
-ALWAYS = Rule("always", "Is anything there?", threshold=0.0, clear_threshold=0.0, consecutive=1, update_s=0.0)
+ALWAYS = Rule(
+    "always", "Is anything there?", threshold=0.0, clear_threshold=0.0, min_mass=0, consecutive=1, update_s=0.0
+)
 RTSP = "rtsp://user:hunter2@127.0.0.1:9/live"
 
 

@@ -218,7 +218,7 @@ fps: 5
 window_s: 1
 every_s: 0.5
 cameras: {{yard: {{source: "test://?fps=10&motion=3", realtime: true}}}}
-rules: {{always: {{prompt: "Is it?", threshold: 0, clear_threshold: 0, consecutive: 1}}}}
+rules: {{always: {{prompt: "Is it?", threshold: 0, min_mass: 0, consecutive: 1}}}}
 sinks: {{jsonl: {{path: {tmp_path}/events.jsonl}}}}
 server: {{max_new_tokens: 8000}}
 """

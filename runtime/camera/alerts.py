@@ -10,7 +10,7 @@ from dycoke_edge.config_camera import Rule
 from dycoke_edge.runtime.camera.events import TimeSource
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.look import Look
-from dycoke_edge.runtime.camera.rules import AlertState, Change
+from dycoke_edge.runtime.camera.rules import AlertState, Change, Finding
 
 
 class Alerts:
@@ -24,8 +24,8 @@ class Alerts:
         self._lock = threading.Lock()
         self._closed = False
 
-    def window(self, rule: Rule, score: float | None, look: Look, time_source: TimeSource) -> None:
-        """Take a rule's score for a window in, and report what it changed."""
+    def window(self, rule: Rule, found: Finding, look: Look, time_source: TimeSource) -> None:
+        """Take in what a rule found in a window, and report what it changed."""
         with self._lock:
             if self._closed:
                 return
@@ -33,7 +33,7 @@ class Alerts:
             if state is None or state.rule != rule:
                 self._states[rule.id] = state = AlertState(rule, self._hub.new_id)
             self._time, self._utc, self._time_source = look.end, look.window[1], time_source
-            change = state.window(score, look.end, look.window)
+            change = state.window(found, look.end, look.window)
             if change is not None:
                 fields = {
                     "frames": look.frames,
@@ -74,16 +74,26 @@ class Alerts:
             rule_id=rule.id,
             alert_type=rule.alert_type,
             severity=rule.severity,
-            verdict=change.verdict,
-            score=change.score,
+            verdict=change.found.verdict,
+            score=change.found.score,
+            mass=change.found.mass,
             start_time=change.start_time,
             end_time=change.end_time,
             time_source=self._time_source,
-            reason=change.reason,
+            reason=change.found.reason,
             **fields,
         )
 
 
 def _status(state: AlertState) -> dict[str, Any]:
-    said = {"score": state.score, "verdict": state.verdict, "since": state.since}
-    return {"on": state.on, **said, "suppressed": state.suppressed}
+    found = state.found
+    return {
+        "on": state.on,
+        "score": found.score if found else None,
+        "mass": found.mass if found else None,
+        "verdict": found.verdict if found else None,
+        "reason": found.reason if found else None,
+        "since": state.since,
+        "suppressed": state.suppressed,
+        "unknown": dict(state.unknown),
+    }

@@ -34,7 +34,8 @@ class Event:
     alert_type: str | None = None
     severity: str | None = None
     verdict: Verdict | None = None  # None where no rule was asked
-    score: float | None = None  # probability of yes
+    score: float | None = None  # probability of yes among yes and no; None where the model would say neither
+    mass: float | None = None  # probability of yes and no together
     state: str | None = None  # status events: online, offline, connecting, ended, stopped, disabled
     start_time: float | None = None
     end_time: float | None = None

@@ -22,7 +22,7 @@ from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.look import Look, look_at
 from dycoke_edge.runtime.camera.model import Model
 from dycoke_edge.runtime.camera.recent import Recent
-from dycoke_edge.runtime.camera.rules import probability
+from dycoke_edge.runtime.camera.rules import judge
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece
@@ -175,11 +175,11 @@ class Lane:
 
     def _score(self, rule: Rule, look: Look) -> None:
         began = self._now()
-        score = probability(self.recent.live.score(rule.prompt))
+        found = judge(rule, self.recent.live.score(rule.prompt))
         self._took(look, "score", began)
-        if score is not None:
-            look.scores[rule.id] = score
-        self.alerts.window(rule, score, look, self._time_source)
+        if found.score is not None:
+            look.scores[rule.id] = found.score
+        self.alerts.window(rule, found, look, self._time_source)
 
     def _answer(self, look: Look) -> None:
         """Answer the camera's own prompt. A question that waits cuts it short, but not twice in a row; a file's answer
