@@ -50,6 +50,20 @@ class Event:
     model: str = ""
     backend: str = ""
 
+    def __str__(self) -> str:
+        """One line for people: when, which camera, what."""
+        said = [rfc3339(self.time), self.camera, *(self._alert() if self.type == "alert" else self._other())]
+        if self.reason:
+            said.append(f"({self.reason})")
+        return " ".join(" ".join(part for part in said if part).split())
+
+    def _alert(self) -> list[str]:
+        score = "" if self.score is None else f"{self.score:.2f}"
+        return [self.severity or "", self.type, self.rule_id or "", self.phase, self.verdict or "", score]
+
+    def _other(self) -> list[str]:
+        return [self.type, self.state or "", self.text]
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every key, always, `v` first."""
         times = {key: rfc3339(getattr(self, key)) for key in ("time", "start_time", "end_time")}

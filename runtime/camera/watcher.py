@@ -11,7 +11,7 @@ from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.errors import EngineError, UsageError
 from dycoke_edge.runtime.camera.asking import COMPRESSION, Asking
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
-from dycoke_edge.runtime.camera.events import Event, EventRing, Sink
+from dycoke_edge.runtime.camera.events import EventRing
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.post import Post
@@ -20,9 +20,9 @@ from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import Question, Turns
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.reply import Piece
-from dycoke_edge.runtime.sinks.bounded import CallbackSink, deadline
+from dycoke_edge.runtime.sinks.bounded import deadline
+from dycoke_edge.runtime.sinks.handlers import Handler, as_sinks
 
-Handler = Callable[[Event], None] | Sink
 READING, LIVE = ReaderSpec(), LiveSpec()
 STUCK_S = 60.0  # a unit of work this long means that the model does not answer any more
 
@@ -30,9 +30,10 @@ STUCK_S = 60.0  # a unit of work this long means that the model does not answer 
 class CameraWatcher(Asking):
     """Watches cameras with one model. While it runs, every call of `llm` belongs to its thread: ask through here.
 
-    `on_event` takes sinks, or plain functions of an event, which are called in a thread of their own each. `waiting`
-    questions may stand in line for the model. `reading` and `live` hold time-outs, thresholds and the like for all
-    cameras; size, fps, buffers, memory and realtime are the cameras' own. Every method may be called from any thread.
+    `on_event` takes one or several of: a sink, a function of an event, which is called in a thread of its own, or the
+    path of a file of JSON Lines. `waiting` questions may stand in line for the model. `reading` and `live` hold
+    time-outs, thresholds and the like for all cameras; size, fps, buffers, memory and realtime are the cameras' own.
+    Every method may be called from any thread.
     `with watcher:` starts and stops it. A watcher runs once.
     """
 
@@ -49,11 +50,9 @@ class CameraWatcher(Asking):
         clock: Clock = SYSTEM,
         make_reader: Callable[..., CameraReader] = CameraReader,
     ) -> None:
-        handlers = on_event if isinstance(on_event, Sequence) else (on_event,)
-        sinks = [handler if isinstance(handler, Sink) else CallbackSink(handler) for handler in handlers]
         self._llm, self._clock, self._compression = llm, clock, compression
         self._reading, self._live, self._make_reader = reading, live, make_reader
-        self._hub = Hub(llm.bundle.path.name, llm.spec.provider, sinks, clock)
+        self._hub = Hub(llm.bundle.path.name, llm.spec.provider, as_sinks(on_event), clock)
         self._turns = Turns(lambda: self._lanes, waiting, clock)
         self._turns.on_failure = self._hub.failed
         self._lock = threading.RLock()  # over all below
