@@ -58,7 +58,7 @@ class Lane:
     ) -> None:
         self.camera, self.reader, self.lossless = camera, reader, lossless
         self.counts = Counts()
-        self.alerts = Alerts(camera.id, hub)
+        self.alerts = Alerts(camera.id, hub, rules)
         self.recent = Recent(camera, llm, compression, live, hub.clock)
         self.finished = False
         self.rules = rules

@@ -72,10 +72,10 @@ class CameraWatcher(Asking):
             if self._state != "new":
                 raise UsageError("a CameraWatcher starts once; make a new one")
             for post in self._posts.values():
-                post.lane.recent.open()
+                post.open()
             self._state = "running"
             for post in self._posts.values():
-                post.reader.start()
+                post.begin()
             self._turns.start()
         for sink in self._hub.sinks:
             bind = getattr(sink, "bind", None)
@@ -103,7 +103,7 @@ class CameraWatcher(Asking):
             self._state, posts = "stopped", list(self._posts.values())
         for post in posts:
             post.close("the watcher was stopped")
-        readers = [threading.Thread(target=post.reader.stop, args=(left() / 2,), daemon=True) for post in posts]
+        readers = [threading.Thread(target=post.let_go, args=(left() / 2,), daemon=True) for post in posts]
         for thread in readers:
             thread.start()
         self._turns.stop(left() / 2)
@@ -127,31 +127,41 @@ class CameraWatcher(Asking):
         self._post(camera_id).resume()
 
     def add(self, camera: Camera) -> None:
-        """Watch one more. UsageError if there is one with this id, or no room for its window."""
+        """Watch one more. UsageError if there is one with this id, no room for its window, or if it is removed again
+        before it is there."""
         with self._lock:
             if camera.id in self._posts:
                 raise UsageError(f"there is a camera {camera.id} already; remove it first or use another id")
             post = self._new_post(camera)
             self._posts[camera.id] = post  # holds the id while memory is taken
+            if self._state != "running":
+                self._lanes = (*self._lanes, post)
+                return
         try:
-            if self._state == "running":
-                self._in_turn(post.lane.recent.open)
-                post.reader.start()
-        except BaseException:
+            self._in_turn(post.open)
             with self._lock:
-                del self._posts[camera.id]
+                if self._posts.get(camera.id) is not post:
+                    raise UsageError(f"camera {camera.id} was removed while it was being added; add it again")
+                self._lanes = (*self._lanes, post)
+        except BaseException:
+            self._drop(post)
             raise
-        with self._lock:
-            self._lanes = (*self._lanes, post)
+        post.begin()  # does nothing if it was closed just now
 
     def remove(self, camera_id: str) -> None:
         """Watch it no more; its open alerts end. UsageError if there is none with this id."""
-        post = self._post(camera_id)
         with self._lock:
-            self._posts.pop(camera_id, None)
-            self._lanes = tuple(other for other in self._lanes if other is not post)
+            post = self._post(camera_id)
+            self._drop(post)
         post.close("the camera was removed")
-        threading.Thread(target=post.reader.stop, daemon=True).start()
+        threading.Thread(target=post.let_go, daemon=True).start()
+
+    def _drop(self, post: Post) -> None:
+        """Take a camera off the lists; not another that has its id by now."""
+        with self._lock:
+            if self._posts.get(post.camera.id) is post:
+                del self._posts[post.camera.id]
+            self._lanes = tuple(other for other in self._lanes if other is not post)
 
     def add_rule(self, rule: Rule) -> None:
         """Ask one more question of every window. UsageError if there is one with this id."""
