@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dycoke_edge import cli_output as output
-from dycoke_edge.bundle import open_bundle
+from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.cli_environment import HELP, fill
 from dycoke_edge.cli_options import command, installed
 from dycoke_edge.errors import UsageError
@@ -47,9 +47,9 @@ def serve(args: argparse.Namespace) -> None:
     given = {key: getattr(args, key) for key in ("host", "port") if getattr(args, key) is not None}
     try:
         settings = config.read_config(load(args.config), **given)
+        check_questions(open_bundle(args.bundle), settings)
     except UsageError as error:
         raise UsageError(f"{args.config}: {error}") from None
-    open_bundle(args.bundle)
     if args.check:
         cameras, rules = len(settings.cameras), sum(len(camera.rules) for camera in settings.cameras)
         output.json_line(
@@ -57,6 +57,19 @@ def serve(args: argparse.Namespace) -> None:
         )
         return
     run(args.bundle, settings)
+
+
+def check_questions(bundle: Bundle, config: ServeConfig) -> None:
+    """UsageError for a prompt or rule that this model could not be asked; needs its text only."""
+    from dycoke_edge.runtime.camera.questions import check_camera, check_rule
+    from dycoke_edge.runtime.live_question import LiveQuestions
+    from dycoke_edge.runtime.text import Text
+
+    questions = LiveQuestions(bundle, Text(bundle), config.live)
+    for camera in config.cameras:
+        check_camera(questions.check, camera)
+    for rule in config.rules:
+        check_rule(questions.check, rule)
 
 
 def run(bundle: Path, config: ServeConfig) -> None:

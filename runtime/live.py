@@ -17,9 +17,10 @@ from dycoke_edge.config import Compression, LiveSpec, Sampling
 from dycoke_edge.dycoke import stand_ins
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
-from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.gate import FrameGate
+from dycoke_edge.runtime.live_question import YES_NO, LiveQuestions
 from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
 from dycoke_edge.runtime.live_window import Compared, Window
@@ -59,7 +60,8 @@ class LiveVideo:
     def __init__(self, llm: VideoLLM, compression: Compression, spec: LiveSpec) -> None:
         self.bundle, self.engine, self.text = llm.bundle, llm.engine, llm.text
         self.compression, self.spec, self.stats = compression, spec, LiveStats()
-        self._prefix = self.text.encode("?", "video")[0]
+        self._questions = LiveQuestions(llm.bundle, llm.text, spec)
+        self._prefix = self._questions.prefix
         self._room = room(self.bundle.model, compression, spec, len(self._prefix), llm.spec.kv_capacity)
         self.bundle.merge_graph(compression.merge_ratio)  # UsageError if the bundle lacks it
         self.kv = llm.layers.new_kv(self._room.capacity)
@@ -168,7 +170,7 @@ class LiveVideo:
         with self.stats.timed("answer"), closing(steps):
             yield from pieces(steps, self.text.stream(), self.kv, self._answer_stats(len(suffix)), began)
 
-    def score(self, prompt: Asked, answers: tuple[str, ...] = ("yes", "no")) -> Scores:
+    def score(self, prompt: Asked, answers: tuple[str, ...] = YES_NO) -> Scores:
         """How likely each answer is to begin the reply, all its spellings together, as shares of 1; `mass` says how
         likely any of them is, and that the shares mean nothing where it is small.
 
@@ -179,10 +181,11 @@ class LiveVideo:
         suffix = self._question(prompt)
         self.stats.questions += 1
         with self.stats.timed("answer"):
-            self._decoder.read(suffix)
-            found = scores(answers, first, self._decoder.logits[0])
-            self._decoder.rewind()
-        return found
+            try:
+                self._decoder.read(suffix)
+                return scores(answers, first, self._decoder.logits[0])
+            finally:
+                self._decoder.rewind()
 
     def _take(self, tokens: AnyArray, time: float | None, began: float) -> Pushed:
         """Merge a frame's tokens and prefill those that stay."""
@@ -246,16 +249,7 @@ class LiveVideo:
         """The ids after the video: the newline that the model puts there, the question, the template's end."""
         if not self._frames:
             raise UsageError("this live video holds no frame yet; push one before a question is asked")
-        check_live(conversation(prompt))
-        prefix, suffix = self.text.encode(prompt, "video")
-        if not np.array_equal(prefix, self._prefix):
-            raise UsageError(f"{called(prompt)}: text before the live video, which was seen already; leave <video> out")
-        if len(suffix) + 1 > self.spec.max_question_tokens:
-            raise UsageError(
-                f"{called(prompt)}: {len(suffix) + 1} tokens with the chat template, a live video keeps "
-                f"{self.spec.max_question_tokens} rows for it; use --max-question-tokens {len(suffix) + 1}"
-            )
-        return np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
+        return self._questions.ids(prompt)
 
     def _answer_stats(self, suffix: int) -> Stats:
         stats = Stats(frames=len(self._frames), text_tokens=len(self._prefix) + suffix)

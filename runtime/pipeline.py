@@ -24,6 +24,7 @@ from dycoke_edge.runtime.decoding import open_layers
 from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
 from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.live import LiveVideo
+from dycoke_edge.runtime.live_question import LiveQuestions
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.marks import Marks
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
@@ -147,6 +148,16 @@ class VideoLLM:
         live = LiveVideo(self, compression, spec)
         self._lives.add(live)
         return live
+
+    def check_live(
+        self,
+        prompt: Asked,
+        answers: tuple[str, ...] = (),
+        spec: LiveSpec = LiveSpec(),  # noqa: B008
+    ) -> None:
+        """UsageError for a prompt that a live video could not be asked, or not be scored by `answers`. Needs no video,
+        computes nothing, may be called from any thread."""
+        LiveQuestions(self.bundle, self.text, spec).check(prompt, answers)
 
     def watch(
         self,

@@ -116,9 +116,13 @@ class FakeLLM:
         self.threads = set[int]()
         self.yes: Callable[[str, list[float]], float] = lambda prompt, times: 0.0
         self.mass: Callable[[str], float] = lambda prompt: 1.0
+        self.refuse: Callable[[Asked], None] = lambda prompt: None
         self.words: Iterable[str] = ("a ", "gate")
         self.fail: Callable[[str], None] = lambda call: None
         self.before_piece: Callable[[], None] = lambda: None
+
+    def check_live(self, prompt: Asked, answers: tuple[str, ...] = (), spec: object = None) -> None:
+        self.refuse(prompt)
 
     def live(self, compression: object, spec: Any) -> FakeLive:
         self.lives.append(FakeLive(self, spec.memory_frames))

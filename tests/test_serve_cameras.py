@@ -184,6 +184,15 @@ def test_a_rule_that_cannot_be(served: Served, body: dict[str, Any], status: int
     assert list(served.watcher.rules) == ["always"]
 
 
+@pytest.mark.parametrize("prompt", ["Is there a fire? <image>", "Is it? " * 280], ids=["placeholder", "long"])
+def test_what_cannot_be_asked_is_refused_when_it_is_added(served: Served, prompt: str) -> None:
+    said = error(served.http.post("/v1/alerts", json={"prompt": prompt}), 400)["message"]
+    assert "prompt" in said and "\n" not in said and list(served.watcher.rules) == ["always"]
+    stream = {"liveStreamUrl": "rtsp://127.0.0.1:9/x", "prompt": prompt}
+    assert "prompt" in error(served.http.post("/v1/live-stream", json=stream), 400)["message"]
+    assert list(served.watcher.cameras) == ["yard"]
+
+
 def test_rules_are_bounded(served: Served) -> None:
     made = [served.http.post("/v1/alerts", json={"prompt": "Is it?"}).json()["id"] for _ in range(3)]
     assert "max_rules" in error(served.http.post("/v1/alerts", json={"prompt": "Is it?"}), 409)["message"]

@@ -23,8 +23,10 @@ from dycoke_edge import (
     StaleError,
     UsageError,
 )
+from dycoke_edge.config import Compression
 from dycoke_edge.runtime.camera.post import Post
 from dycoke_edge.runtime.camera.schedule import Schedule
+from dycoke_edge.runtime.camera.watch import watch
 from dycoke_edge.runtime.reply import Piece
 from tests.cameras import Cost, FakeClock, FakeLLM, FakeReader, Readers, by_hand, drive, wait
 
@@ -385,18 +387,59 @@ def failing(*texts: str) -> Iterator[None]:
         yield
 
 
-def test_a_failure_costs_a_window_and_is_an_event() -> None:
+def test_a_rule_that_fails_costs_its_own_score_and_is_an_event() -> None:
     llm = FakeLLM()
     llm.yes = lambda prompt, times: 0.9
+    dog = Rule("dog", "Is a dog in view?")
     broken = False
 
     def fail(call: str) -> None:
-        if broken and call == "score":
+        if broken and call == "score" and llm.calls.count("score") % 2:  # the first of two rules
             raise EngineError("CUDA error 700 at rtsp://admin:hunter2@cam/1")
 
     llm.fail = fail
-    other = Camera("door", "rtsp://y", prompt="What?")
-    with by_hand(llm, GATE, other, rules=[replace(PERSON, cameras=("gate",))]) as (made, readers):
+    with by_hand(llm, replace(GATE, prompt="What?"), rules=[PERSON, dog]) as (made, readers):
+        readers["gate"].fps = 1
+        drive(made, llm.clock, 9)
+        assert made.status()["failures"] == 0 and llm.calls.count("score") == 2
+        broken = True
+        drive(made, llm.clock, 40)
+        errors, status = of(made, "error"), made.status()
+        camera = status["cameras"]["gate"]
+        assert status["failures"] == camera["failures"] == camera["alerts"]["person"]["unknown"]["failed"] == 10
+        assert camera["alerts"]["dog"]["on"] and camera["alerts"]["dog"]["unknown"] == {}
+        assert camera["windows"] == len(of(made, "description")) == 11 and camera["dropped_windows"] == {}
+        assert errors and all("rule person: EngineError: CUDA error 700" in str(event.reason) for event in errors)
+        assert "hunter2" not in str(errors) + str(status)
+        assert all(event.text == "" and event.verdict is None for event in errors)
+        assert [event.rule_id for event in of(made, "alert") if event.phase == "new"] == ["dog"]
+        assert llm.lives[0].cleared == 1  # when the first frame came: a question changes no frame
+        broken = False
+        drive(made, llm.clock, 40)
+        assert {event.rule_id for event in of(made, "alert") if event.phase == "new"} == {"dog", "person"}
+
+
+def test_a_rule_that_always_fails_makes_the_watcher_unready_although_frames_go_in() -> None:
+    llm = FakeLLM()
+    llm.fail = lambda call: next(failing("no memory")) if call == "score" else None
+    with by_hand(llm, GATE, rules=[PERSON]) as (made, readers):
+        made._turns._thread = threading.current_thread()  # alive
+        readers["gate"].fps = 1
+        drive(made, llm.clock, 20)
+        assert "failed 4 times in a row: EngineError: no memory" in made.status()["reasons"][0]
+        made._turns._thread = None
+
+
+def test_a_failure_costs_a_window_and_is_an_event() -> None:
+    llm = FakeLLM()
+    broken = False
+
+    def fail(call: str) -> None:
+        if broken and call == "piece":
+            raise EngineError("CUDA error 700 at rtsp://admin:hunter2@cam/1")
+
+    llm.fail = fail
+    with by_hand(llm, replace(GATE, prompt="What?"), Camera("door", "rtsp://y"), rules=[PERSON]) as (made, readers):
         readers["gate"].fps = readers["door"].fps = 1
         drive(made, llm.clock, 10)
         assert made.status()["failures"] == 0
@@ -409,10 +452,7 @@ def test_a_failure_costs_a_window_and_is_an_event() -> None:
         assert llm.lives[0].cleared >= len(errors)  # what it remembers may be half-written
         assert status["cameras"]["gate"]["dropped_windows"]["failed"] == len(errors)
         assert status["cameras"]["door"]["failures"] == 0
-        assert len(of(made, "description", "door")) == 11
-        broken = False
-        drive(made, llm.clock, 40)
-        assert of(made, "alert")[0].phase == "new"
+        assert status["cameras"]["door"]["windows"] == 11
 
 
 def test_not_ready_while_the_model_fails_again_and_again() -> None:
@@ -746,6 +786,35 @@ def test_a_watcher_that_is_stopped_while_a_camera_is_added_watches_nothing(monke
         monkeypatch.setattr(Post, "begin", lambda post: (made.stop(), begin(post)))
         made.add(DOOR)
         assert not readers["door"].on and not readers["gate"].on
+
+
+def test_what_the_model_could_not_be_asked_is_refused_when_it_is_added() -> None:
+    llm = FakeLLM()
+
+    def refuse(prompt: object) -> None:
+        if prompt == "<image>?":
+            raise UsageError("prompt: 2 places for a video")
+
+    llm.refuse = refuse
+    bad = replace(PERSON, id="bad", prompt="<image>?")
+    for camera, name in (
+        (replace(DOOR, rules=(bad,)), "rule bad: prompt: 2 places"),
+        (replace(DOOR, prompt="<image>?"), "camera door: prompt: 2 places"),
+    ):
+        with pytest.raises(UsageError, match=name):
+            running(llm, GATE, camera)
+        with by_hand(llm, GATE) as (made, _):
+            with pytest.raises(UsageError, match=name):
+                made.add(camera)
+            assert set(made.cameras) == {"gate"}
+        with pytest.raises(UsageError, match=name):
+            watch(llm.real, camera, Compression())
+    with pytest.raises(UsageError, match="rule bad: prompt: 2 places"):
+        running(llm, GATE, rules=[bad])
+    with by_hand(llm, GATE, rules=[PERSON]) as (made, _):
+        with pytest.raises(UsageError, match="rule bad: prompt: 2 places"):
+            made.add_rule(bad)
+        assert set(made.rules) == {"person"}
 
 
 @pytest.mark.parametrize(

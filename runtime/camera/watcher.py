@@ -15,6 +15,7 @@ from dycoke_edge.runtime.camera.events import EventRing
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.post import Post
+from dycoke_edge.runtime.camera.questions import check_camera, check_rule
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import Question, Turns
@@ -127,8 +128,9 @@ class CameraWatcher(Asking):
         self._post(camera_id).resume()
 
     def add(self, camera: Camera) -> None:
-        """Watch one more. UsageError if there is one with this id, no room for its window, or if it is removed again
-        before it is there."""
+        """Watch one more. UsageError if there is one with this id, no room for its window, a question that cannot be
+        asked, or if it is removed again before it is there."""
+        check_camera(self._check, camera)
         with self._lock:
             if camera.id in self._posts:
                 raise UsageError(f"there is a camera {camera.id} already; remove it first or use another id")
@@ -164,7 +166,8 @@ class CameraWatcher(Asking):
             self._lanes = tuple(other for other in self._lanes if other is not post)
 
     def add_rule(self, rule: Rule) -> None:
-        """Ask one more question of every window. UsageError if there is one with this id."""
+        """Ask one more question of every window. UsageError if there is one with this id, or if it cannot be asked."""
+        check_rule(self._check, rule)
         with self._lock:
             for known in [self._rules, *({own.id: own for own in post.camera.rules} for post in self._posts.values())]:
                 if rule.id in known:
@@ -255,6 +258,9 @@ class CameraWatcher(Asking):
         if since is not None and self._clock.monotonic() - since > STUCK_S:
             reasons.append(f"the model has been at one thing for {self._clock.monotonic() - since:.0f} s")
         return reasons
+
+    def _check(self, prompt: str, answers: tuple[str, ...]) -> None:
+        self._llm.check_live(prompt, answers, self._live)
 
     def _new_post(self, camera: Camera) -> Post:
         def rules() -> list[Rule]:
