@@ -215,7 +215,7 @@ def test_a_retained_command_switches_nothing(broker: Broker, listener: Listener)
         for wanted, retain in (("OFF", False), ("ON", False), ("OFF", True), ("ON", False)):
             listener.say("dycoke/gate/enabled/set", wanted, retain)
             wait(lambda: listener.retained.get("dycoke/gate/enabled/state") == wanted)  # noqa: B023
-            assert readers["gate"].on == (wanted == "ON") or wait(lambda: not readers["gate"].on) is None
+            wait(lambda: readers["gate"].on == (wanted == "ON"))  # noqa: B023
         sink._client.reconnect()
         wait(lambda: sink.status()["ignored"] == 2)
         assert made.status()["cameras"]["gate"]["state"] == "online" and readers["gate"].on

@@ -783,7 +783,12 @@ def test_a_watcher_that_is_stopped_while_a_camera_is_added_watches_nothing(monke
     with by_hand(FakeLLM(), GATE) as (made, readers):
         made._in_turn = lambda function: function()  # type: ignore[method-assign, assignment]
         begin = Post.begin
-        monkeypatch.setattr(Post, "begin", lambda post: (made.stop(), begin(post)))
+
+        def late(post: Post) -> None:
+            made.stop()
+            begin(post)
+
+        monkeypatch.setattr(Post, "begin", late)
         made.add(DOOR)
         assert not readers["door"].on and not readers["gate"].on
 

@@ -19,6 +19,7 @@ from dycoke_edge.runtime.camera.questions import check_camera, check_rule
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import Question, Turns
+from dycoke_edge.runtime.exclusive import Exclusive
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.reply import Piece
 from dycoke_edge.runtime.sinks.bounded import deadline
@@ -56,7 +57,7 @@ class CameraWatcher(Asking):
         self._hub = Hub(llm.bundle.path.name, llm.spec.provider, as_sinks(on_event), clock)
         self._turns = Turns(lambda: self._lanes, waiting, clock)
         self._turns.on_failure = self._hub.failed
-        self._lock = threading.RLock()  # over all below
+        self._lock = Exclusive("this CameraWatcher was made")  # over all below
         self._posts: dict[str, Post] = {}
         self._lanes: tuple[Post, ...] = ()  # the same for the model's thread, which waits for nobody
         self._rules: dict[str, Rule] = {}
@@ -86,6 +87,7 @@ class CameraWatcher(Asking):
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until every camera is a file that has ended, or until stopped; False when `timeout` came first."""
+        self._lock.check_process()
         left = deadline(3e7 if timeout is None else timeout)
         while not self._over.wait(min(0.1, left())):
             if self._state == "running" and all(post.finished for post in self._lanes):
@@ -98,6 +100,8 @@ class CameraWatcher(Asking):
         """Legal in every state, also twice. Open alerts get an `end`, sinks hand on what they hold; what still runs
         after `timeout` seconds is left to itself."""
         left = deadline(timeout)
+        if self._lock.is_forked:
+            return  # nothing of it runs here
         with self._lock:
             if self._state == "stopped":
                 return
@@ -283,8 +287,9 @@ class CameraWatcher(Asking):
         return post
 
     def _question(self, start: Callable[[], Iterator[Piece]]) -> Question:
-        if self._state == "new":
-            raise UsageError("the watcher was not started; call start() before asking")
+        with self._lock:
+            if self._state == "new":
+                raise UsageError("the watcher was not started; call start() before asking")
         return self._turns.submit(Question(start))
 
     def _in_turn(self, function: Callable[[], object]) -> None:
