@@ -188,6 +188,12 @@ def test_a_rule_that_cannot_be(served: Served, body: dict[str, Any], status: int
 def test_what_cannot_be_asked_is_refused_when_it_is_added(served: Served, prompt: str) -> None:
     said = error(served.http.post("/v1/alerts", json={"prompt": prompt}), 400)["message"]
     assert "prompt" in said and "\n" not in said and list(served.watcher.rules) == ["always"]
+    quick = {"prompt": "Is it?", "threshold": 0, "min_mass": 0, "consecutive": 1}
+    made = served.http.post("/v1/alerts", json=quick).json()
+    wait_for(lambda: camera(served)["alerts"][made["id"]]["on"])
+    assert "prompt" in error(served.http.put(f"/v1/alerts/{made['id']}", json={"prompt": prompt}), 400)["message"]
+    assert camera(served)["alerts"][made["id"]]["on"]  # a change that is refused ends no alert
+    served.http.delete(f"/v1/alerts/{made['id']}")
     stream = {"liveStreamUrl": "rtsp://127.0.0.1:9/x", "prompt": prompt}
     assert "prompt" in error(served.http.post("/v1/live-stream", json=stream), 400)["message"]
     assert list(served.watcher.cameras) == ["yard"]

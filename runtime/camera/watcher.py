@@ -171,7 +171,7 @@ class CameraWatcher(Asking):
 
     def add_rule(self, rule: Rule) -> None:
         """Ask one more question of every window. UsageError if there is one with this id, or if it cannot be asked."""
-        check_rule(self._check, rule)
+        self.check_rule(rule)
         with self._lock:
             for known in [self._rules, *({own.id: own for own in post.camera.rules} for post in self._posts.values())]:
                 if rule.id in known:
@@ -179,6 +179,10 @@ class CameraWatcher(Asking):
             for name in rule.cameras:
                 self._post(name)
             self._rules = {**self._rules, rule.id: rule}
+
+    def check_rule(self, rule: Rule) -> None:
+        """UsageError if the model could not be asked this."""
+        check_rule(self._check, rule)
 
     def remove_rule(self, rule_id: str) -> None:
         """Ask it no more; its open alerts end. UsageError if there is none with this id."""

@@ -81,7 +81,7 @@ class Rules:
         """Replace a rule; its open alerts end. The old one stays if the new one is no good."""
         async with self._lock:
             before = self._watcher.rules[self._changeable(rule_id)]
-            self._rule(rule_id, new)
+            await self._service.apart(self._watcher.check_rule, self._rule(rule_id, new))
             await self._service.apart(self._watcher.remove_rule, rule_id)
             try:
                 return await self._put(rule_id, new)
