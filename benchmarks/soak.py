@@ -41,8 +41,8 @@ from dycoke_edge.runtime.sinks.mqtt import MqttSink
 
 URIS = ["test://?fps=10&motion=3&noise=2", "test://?fps=10&motion=0", "test://?fps=10&cut=7", "examples/clip.mp4"]
 RULES = [
-    Rule("moving", "Is anything moving?", threshold=0.5, clear_threshold=0.5, cooldown_s=10, update_s=10),
-    Rule("person", "Is a person in view?", consecutive=1, cooldown_s=5),
+    Rule("moving", "Is anything moving?", threshold=0.5, clear_threshold=0.5, cooldown_s=10, update_s=10, min_mass=0),
+    Rule("person", "Is a person in view?", consecutive=1, cooldown_s=5, min_mass=0),
 ]
 MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"  # glibc's struct mallinfo2
 SAMPLE_S, QUESTION_S, PAUSE_S = 2.0, 7.0, 60.0

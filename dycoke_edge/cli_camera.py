@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.pipeline import VideoLLM
 
 CAMERA = ("fps", "window_s", "every_s", "max_new_tokens", "realtime")
-RULE = ("threshold", "clear_threshold", "consecutive", "cooldown_s", "update_s")
+RULE = ("threshold", "clear_threshold", "min_mass", "consecutive", "cooldown_s", "update_s")
 READING = ("open_timeout", "read_timeout", "stall_timeout", "transport", "allow_gst")
 LIVE = ("gate_threshold", "scene_cut", "max_question_tokens")
 URI = f"rtsp:// rtsps:// v4l2:// csi:// test:// or the path of a video file; {HELP}"
@@ -135,14 +135,25 @@ def _follow(watcher: CameraWatcher, camera: str, screen: Screen, as_json: bool) 
     """Print what happens until a file ends. Trouble before the first frame ends it, later trouble does not."""
     from dycoke_edge.runtime.camera.watch import check
 
+    told = set[str]()
     while not watcher.join(0):
         _print(screen.take(0.1), as_json)
+        _say_what_is_unknown(watcher, camera, told)
         status = watcher.camera_status(camera)
         if status.frames == 0:
             check(status)
+    _say_what_is_unknown(watcher, camera, told)
     check(watcher.camera_status(camera))
     if watcher.status()["failures_in_a_row"]:
         raise EngineError(f"the model failed at the end: {watcher.status()['last_failure']}")
+
+
+def _say_what_is_unknown(watcher: CameraWatcher, camera: str, told: set[str]) -> None:
+    """Say once of every rule that the model does not answer it: no alert can come of it."""
+    for name, alert in watcher.status()["cameras"][camera]["alerts"].items():
+        if name not in told and set(alert["unknown"]) & {"mass", "failed"}:
+            told.add(name)
+            output.note(f"rule {name} is unknown in a window: {alert['reason']}")
 
 
 def _ask_camera(

@@ -57,6 +57,7 @@ def serve(args: argparse.Namespace) -> None:
     with _of(args.config):
         settings = config.read_config({} if args.config is None else load(args.config), **given)
         check_compression(bundle, settings.compression)
+        check_questions(bundle, settings)
         if args.check:
             check_files(settings)
     if args.check:
@@ -82,6 +83,19 @@ def check_compression(bundle: Bundle, compression: Compression) -> None:
         bundle.merge_graph(compression.merge_ratio)
     except UsageError as error:
         raise UsageError(f"compression: {error}") from None
+
+
+def check_questions(bundle: Bundle, config: ServeConfig) -> None:
+    """UsageError for a prompt or rule that this model could not be asked; needs its text only."""
+    from dycoke_edge.runtime.camera.questions import check_camera, check_rule
+    from dycoke_edge.runtime.live_question import LiveQuestions
+    from dycoke_edge.runtime.text import Text
+
+    questions = LiveQuestions(bundle, Text(bundle), config.live)
+    for camera in config.cameras:
+        check_camera(questions.check, camera)
+    for rule in config.rules:
+        check_rule(questions.check, rule)
 
 
 def run(bundle: Path, config: ServeConfig) -> None:

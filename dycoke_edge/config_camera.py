@@ -37,19 +37,27 @@ class ReaderSpec(Options):
             )
 
 
+CLEAR = 0.4
 CAMERA_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # they become topics, labels and paths
 
 
 @dataclass(frozen=True)
 class Rule(Options):
-    """A yes/no question that is asked about every window. It raises an alert when the probability of "yes" reaches
-    `threshold` in `consecutive` windows, and ends it when it falls below `clear_threshold` in as many."""
+    """A yes/no question that is asked about every window. It raises an alert when the probability of "yes" among "yes"
+    and "no" reaches `threshold` in `consecutive` windows, and ends it when it falls below `clear_threshold` in as many.
+    A window in which the two together have less than `min_mass` says nothing: the model would answer something else."""
 
     id: str
     prompt: str
     alert_type: str = option("alert", "kind of alert, handed on in its events")
     threshold: float = option(0.6, "probability of yes at which a window counts for an alert", 0, 1)
-    clear_threshold: float = option(0.4, "probability of yes below which a window counts against it", 0, 1)
+    clear_threshold: float = option(
+        None,
+        f"probability of yes below which a window counts against it (default {CLEAR:g}, or a lower threshold)",
+        0,
+        1,
+    )
+    min_mass: float = option(0.5, "probability of yes and no together below which a window says nothing", 0, 1)
     consecutive: int = option(2, "windows in a row that begin an alert, and that end it", 1, 1000)
     cooldown_s: float = option(60.0, "seconds after an alert's end before the same rule begins another", 0, 86400)
     update_s: float = option(30.0, "seconds between two updates of an alert that lasts", 0, 86400)
@@ -61,6 +69,8 @@ class Rule(Options):
         _check_id("rule", self.id)
         if not self.prompt.strip():
             raise UsageError(f"rule {self.id} has no question; use e.g. --rule '{self.id}=Is a person in view?'")
+        if self.clear_threshold is None:
+            object.__setattr__(self, "clear_threshold", min(CLEAR, self.threshold))
         if self.clear_threshold > self.threshold:
             raise UsageError(
                 f"clear_threshold={self.clear_threshold:g} (--clear-threshold) of rule {self.id} is above "

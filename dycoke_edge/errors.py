@@ -7,7 +7,7 @@ DycokeEdgeError
 │   └── StaleError   exit 3   a camera without recent video
 ├── BundleError      exit 4   a bundle that is missing, damaged, foreign or newer
 ├── EngineError      exit 4   an inference engine that is not there or failed
-└── BusyError        exit 4   more questions are waiting than the line holds
+└── BusyError        exit 4   more questions are waiting than the line holds, or an answer lies half read
 
 Each text is one line that names the option or file and a value that works. Our own bugs are `assert`s.
 """
@@ -62,7 +62,8 @@ class StaleError(InputError):
 
 
 class BusyError(DycokeEdgeError, RuntimeError):
-    """More questions are waiting for the model than the line holds; try again in `retry_after_s` seconds."""
+    """More questions are waiting for the model than the line holds, or another thread has left an answer half read; try
+    again in `retry_after_s` seconds."""
 
     exit_code = 4
 

@@ -25,7 +25,8 @@ RULES = [
 def on_event(event: Event) -> None:
     """Called in a thread of its own, one event after the other; nothing in here can hold the model up."""
     if event.type == "alert":
-        print(f"{event.camera}: alert {event.rule_id} {event.phase}, {event.verdict}, yes at {event.score:.0%}")
+        score = event.reason if event.score is None else f"yes at {event.score:.0%}"
+        print(f"{event.camera}: alert {event.rule_id} {event.phase}, {event.verdict}, {score}")
     elif event.type == "description":
         share = event.vision_tokens_kept / event.vision_tokens_in
         print(f"{event.camera}: {event.text!r} ({event.frames} frames, {share:.0%} of their tokens)")

@@ -4,7 +4,7 @@ only its own tokens. Memory is bounded: the oldest frame goes when there is no r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -17,14 +17,17 @@ from dycoke_edge.config import Compression, LiveSpec, Sampling
 from dycoke_edge.dycoke import Counts, stand_ins
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
-from dycoke_edge.runtime.conversation import Asked, called, check_live, conversation
+from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.engine import AnyArray
+from dycoke_edge.runtime.exclusive import Buffer, alone
 from dycoke_edge.runtime.gate import FrameGate
+from dycoke_edge.runtime.live_question import YES_NO, LiveQuestions
 from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
 from dycoke_edge.runtime.live_window import Compared, Window
 from dycoke_edge.runtime.loop import Decoder, Ids
 from dycoke_edge.runtime.reply import Piece, pieces
+from dycoke_edge.runtime.scores import Scores, scores
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.video import resize
 
@@ -48,8 +51,9 @@ class Held:
 class LiveVideo:
     """One camera's video. It has a KV buffer of its own and shares everything else with its VideoLLM.
 
-    A question is asked about the frames in memory and forgotten with its answer; a frame that is pushed meanwhile ends
-    the answer with a UsageError. Not thread-safe: all calls on one VideoLLM and its live videos come from one thread.
+    A question is asked about the frames in memory and forgotten with its answer. A frame that the same thread pushes
+    meanwhile ends the answer with a UsageError; any other thread waits with its call until the answer is read, as it
+    does with a VideoLLM.
 
     In mode "coverage" a token counts for tokens of its own frame, so that what was counted stays right when frames go.
     In mode "paper" with `weigh`, what merge drops of a frame adds to the weights of tokens that are in memory, as in a
@@ -59,11 +63,13 @@ class LiveVideo:
     def __init__(self, llm: VideoLLM, compression: Compression, spec: LiveSpec) -> None:
         self.bundle, self.engine, self.text = llm.bundle, llm.engine, llm.text
         self.compression, self.spec, self.stats = compression, spec, LiveStats()
-        self._prefix = self.text.encode("?", "video")[0]
+        self._questions = LiveQuestions(llm.bundle, llm.text, spec)
+        self._prefix = self._questions.prefix
         self._room = room(self.bundle.model, compression, spec, len(self._prefix), llm.spec.kv_capacity)
         self.bundle.merge_graph(compression.merge_ratio)  # UsageError if the bundle lacks it
         self.kv = llm.layers.new_kv(self._room.capacity)
-        self._decoder = Decoder(llm.layers, self.kv)
+        self.exclusive, self.buffer = llm.exclusive, Buffer(llm.exclusive)
+        self._decoder = Decoder(llm.layers, self.kv, llm.exclusive)
         self._gate = FrameGate(spec.gate_threshold) if spec.gate_threshold else None
         self._frames: deque[Held] = deque()
         self._window = Window(spec, compression.mode)
@@ -92,6 +98,7 @@ class LiveVideo:
         gate = self._gate.nbytes if self._gate else 0
         return self.kv.live_nbytes + self._window.nbytes + gate
 
+    @alone
     def push(self, image: Image, time: float | None = None) -> Pushed:
         """Take the next frame, uint8 [H, W, 3] of any size, seen at `time` in seconds of any clock."""
         began = perf_counter()
@@ -110,6 +117,7 @@ class LiveVideo:
             self._gate.remember(image)
         return self._count(pushed)
 
+    @alone
     def push_tokens(self, tokens: AnyArray, time: float | None = None) -> Pushed:
         """Take the next frame as the visual tokens [N, E] that `VideoLLM.encode` makes of it; never gated."""
         began, model = perf_counter(), self.bundle.model
@@ -123,10 +131,12 @@ class LiveVideo:
 
     def cut(self) -> None:
         """Compare the next frame with nothing before it: the camera was away, or its clock jumped."""
-        self._window.clear()
-        if self._gate:
-            self._gate.forget()
+        with self.exclusive:
+            self._window.clear()
+            if self._gate:
+                self._gate.forget()
 
+    @alone
     def clear(self) -> None:
         """Forget all frames and give their memory back."""
         self.cut()
@@ -134,6 +144,7 @@ class LiveVideo:
         self._decoder.clear(self._room.text)
         self._empty = True
 
+    @alone
     def forget_before(self, time: float) -> int:
         """Forget the frames of which nothing was seen at `time` or later; returns how many. For windows of seconds: a
         frame that repeats is not held, so without this what came before it would stay while nothing happens."""
@@ -153,6 +164,9 @@ class LiveVideo:
         The rows of question and answer are given back when the generator ends, or is closed half-way.
         UsageError if there is no frame, or no room for the question or the answer.
         """
+        return self.buffer.reading(self._answer(prompt, sampling))
+
+    def _answer(self, prompt: Asked, sampling: Sampling) -> Iterator[Piece]:
         began = perf_counter()
         if sampling.max_new_tokens > self.spec.max_answer_tokens:
             raise UsageError(
@@ -167,8 +181,10 @@ class LiveVideo:
         with self.stats.timed("answer"), closing(steps):
             yield from pieces(steps, self.text.stream(), self.kv, self._answer_stats(len(suffix)), began)
 
-    def score(self, prompt: Asked, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
-        """How likely each answer is to begin the reply, all its spellings together, normalised over `answers`.
+    @alone
+    def score(self, prompt: Asked, answers: tuple[str, ...] = YES_NO) -> Scores:
+        """How likely each answer is to begin the reply, all its spellings together, as shares of 1; `mass` says how
+        likely any of them is, and that the shares mean nothing where it is small.
 
         One prefill of the question, no decoding. UsageError if there is no frame or no room, or if answers cannot be
         told apart by their first token.
@@ -177,12 +193,11 @@ class LiveVideo:
         suffix = self._question(prompt)
         self.stats.questions += 1
         with self.stats.timed("answer"):
-            self._decoder.read(suffix)
-            logits = self._decoder.logits[0].astype(np.float64)
-            self._decoder.rewind()
-        masses = np.array([np.logaddexp.reduce(logits[ids]) for ids in first])
-        shares = np.exp(masses - np.logaddexp.reduce(masses))
-        return dict(zip(answers, shares.tolist(), strict=True))
+            try:
+                self._decoder.read(suffix)
+                return scores(answers, first, self._decoder.logits[0])
+            finally:
+                self._decoder.rewind()
 
     def _take(self, tokens: AnyArray, time: float | None, began: float) -> Pushed:
         """Merge a frame's tokens and prefill those that stay."""
@@ -264,16 +279,7 @@ class LiveVideo:
         """The ids after the video: the newline that the model puts there, the question, the template's end."""
         if not self._frames:
             raise UsageError("this live video holds no frame yet; push one before a question is asked")
-        check_live(conversation(prompt))
-        prefix, suffix = self.text.encode(prompt, "video")
-        if not np.array_equal(prefix, self._prefix):
-            raise UsageError(f"{called(prompt)}: text before the live video, which was seen already; leave <video> out")
-        if len(suffix) + 1 > self.spec.max_question_tokens:
-            raise UsageError(
-                f"{called(prompt)}: {len(suffix) + 1} tokens with the chat template, a live video keeps "
-                f"{self.spec.max_question_tokens} rows for it; use --max-question-tokens {len(suffix) + 1}"
-            )
-        return np.concatenate([[self.bundle.manifest.newline_id], suffix]).astype(np.int64)
+        return self._questions.ids(prompt)
 
     def _answer_stats(self, suffix: int) -> Stats:
         stats = Stats(frames=len(self._frames), text_tokens=len(self._prefix) + suffix)

@@ -13,6 +13,7 @@ from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.dycoke import Counts
 from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.engine import AnyArray
+from dycoke_edge.runtime.exclusive import Exclusive
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.step import Step
 
@@ -87,8 +88,8 @@ class Decoder:
     overtakes an answer that is still being generated on the same buffer, which then says so.
     """
 
-    def __init__(self, layers: Layers, kv: KVBuffer) -> None:
-        self.layers, self.kv = layers, kv
+    def __init__(self, layers: Layers, kv: KVBuffer, exclusive: Exclusive | None = None) -> None:
+        self.layers, self.kv, self._exclusive = layers, kv, exclusive or Exclusive()
         layers.reserve(kv)
         self.position = 0  # of the next token
         self._prefix = 0  # text rows before the visual ones, which take the first positions
@@ -137,8 +138,9 @@ class Decoder:
         try:
             yield from self._generate(compression, sampling)
         finally:
-            if self._request == request:
-                self.rewind()
+            with self._exclusive.unless_taken() as taken:  # if not, whatever comes next begins with a rewind
+                if taken and self._request == request:
+                    self.rewind()
 
     def rewind(self) -> None:
         """Forget the question and the answer; every visual row is active again, unless parked ones were freed."""

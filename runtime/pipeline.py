@@ -22,8 +22,10 @@ from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.decoding import open_layers
 from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
+from dycoke_edge.runtime.exclusive import Buffer, Exclusive
 from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.live import LiveVideo
+from dycoke_edge.runtime.live_question import LiveQuestions
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.marks import Marks
 from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
@@ -43,6 +45,10 @@ class VideoLLM:
     """One loaded model. Answers one request at a time; nothing of a request outlives it.
 
     `live` begins a video that is still arriving, or one that many questions are asked about.
+
+    Any thread may call it: one computes at a time. An answer that is read piece by piece makes other threads wait until
+    its last, and in its own thread ends with a UsageError when another is begun. Who waits for one that lies half read
+    gets a BusyError after ten seconds. A process that was forked after `load` gets an EngineError.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, spec: EngineSpec) -> None:
@@ -52,7 +58,9 @@ class VideoLLM:
         self.text = Text(bundle)
         self.layers = open_layers(bundle, engine, spec)
         self.kv = self.layers.new_kv(spec.kv_capacity)
-        self._decoder = Decoder(self.layers, self.kv)
+        self.exclusive = Exclusive()
+        self.buffer = Buffer(self.exclusive)
+        self._decoder = Decoder(self.layers, self.kv, self.exclusive)
         self._lives: WeakSet[LiveVideo] = WeakSet()
 
     @classmethod
@@ -102,6 +110,21 @@ class VideoLLM:
         """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for. `on_seen`
         hears once of the frames and of which of their tokens entered the decoder: when the first token is there, before
         its piece, so that nothing waits for it."""
+        return self.buffer.reading(
+            self._stream(prompt, video, image, compression, sampling, clip, on_progress, on_seen)
+        )
+
+    def _stream(
+        self,
+        prompt: Asked,
+        video: Source | None,
+        image: Source | None,
+        compression: Compression,
+        sampling: Sampling,
+        clip: Clip,
+        on_progress: Progress,
+        on_seen: Callable[[Seen], None] | None,
+    ) -> Iterator[Piece]:
         stats = Stats()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
         sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)
@@ -144,9 +167,20 @@ class VideoLLM:
 
         As long as there is one, vision and decoder both stay in memory.
         """
-        live = LiveVideo(self, compression, spec)
-        self._lives.add(live)
+        with self.exclusive:
+            live = LiveVideo(self, compression, spec)
+            self._lives.add(live)
         return live
+
+    def check_live(
+        self,
+        prompt: Asked,
+        answers: tuple[str, ...] = (),
+        spec: LiveSpec = LiveSpec(),  # noqa: B008
+    ) -> None:
+        """UsageError for a prompt that a live video could not be asked, or not be scored by `answers`. Needs no video,
+        computes nothing, may be called from any thread."""
+        LiveQuestions(self.bundle, self.text, spec).check(prompt, answers)
 
     def watch(
         self,
@@ -171,7 +205,8 @@ class VideoLLM:
     def encode(self, video: Source, clip: Clip = Clip()) -> NDArray[Any]:  # noqa: B008
         """Visual tokens [F, N, E] of a path or uint8 [F, H, W, 3], before merge: what `LiveVideo.push_tokens` takes."""
         frames = self._frames(video, None, clip, lambda done, total: None)
-        return np.asarray(self._encode(frames, lambda stage, done, total: None))
+        with self.exclusive:
+            return np.asarray(self._encode(frames, lambda stage, done, total: None))
 
     def _frames(
         self, video: Source | None, image: Source | None, clip: Clip, reading: Callable[[int, int], None]

@@ -22,6 +22,7 @@ from dycoke_edge.runtime.camera.frame import Frame, SourceInfo
 from dycoke_edge.runtime.camera.status import CameraStatus, State
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece, Reply
+from dycoke_edge.runtime.scores import Scores
 from dycoke_edge.runtime.stats import Stats
 
 SIZE = 8
@@ -95,11 +96,11 @@ class FakeLive:
     def ask(self, prompt: Asked, sampling: Sampling = Sampling()) -> Iterator[Piece]:  # noqa: B008
         return self.llm.speak(prompt, list(self.times))
 
-    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]:
+    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> Scores:
         self.llm.spend("score")
         self.llm.scored.append((prompt, tuple(self.times)))
         yes = self.llm.yes(prompt, list(self.times))
-        return {"yes": yes, "no": 1 - yes}
+        return Scores({"yes": yes, "no": 1 - yes}, self.llm.mass(prompt))
 
 
 class FakeLLM:
@@ -114,9 +115,14 @@ class FakeLLM:
         self.calls = list[str]()
         self.threads = set[int]()
         self.yes: Callable[[str, list[float]], float] = lambda prompt, times: 0.0
+        self.mass: Callable[[str], float] = lambda prompt: 1.0
+        self.refuse: Callable[[Asked], None] = lambda prompt: None
         self.words: Iterable[str] = ("a ", "gate")
         self.fail: Callable[[str], None] = lambda call: None
         self.before_piece: Callable[[], None] = lambda: None
+
+    def check_live(self, prompt: Asked, answers: tuple[str, ...] = (), spec: object = None) -> None:
+        self.refuse(prompt)
 
     def live(self, compression: object, spec: Any) -> FakeLive:
         self.lives.append(FakeLive(self, spec.memory_frames))

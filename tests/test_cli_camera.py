@@ -29,7 +29,7 @@ CLIP = ROOT / "examples" / "clip.mp4"  # 8 seconds
 CANARY = "hunter2canary"
 EVENT = Event("alert", "new", "gate", "1", 0.0)
 # The tiny random model says yes to everything, at 0.99 or more.
-ALWAYS = ("--rule", "always=Is it?", "--threshold", 0.5, "--clear-threshold", 0.1)
+ALWAYS = ("--rule", "always=Is it?", "--threshold", 0.5, "--clear-threshold", 0.1, "--min-mass", 0)
 SHORT = ("--window", 2, "--every", 1, "--fps", 2, "--max-new-tokens", 4)
 
 
@@ -76,7 +76,7 @@ def test_the_same_file_gives_the_same_answers_as_the_generator(capsys: Capture, 
 
 def test_a_rule_for_the_generator(tiny_bundle: Path) -> None:
     llm = VideoLLM.load(tiny_bundle)
-    rule = Rule("always", "Is it?")
+    rule = Rule("always", "Is it?", min_mass=0)
     results = list(llm.watch("test://?seconds=6", window_s=2, every_s=2, fps=2, rules=(rule,)))
     assert len(results) == 3 and all(set(result.scores) == {"always"} and result.text == "" for result in results)
     assert all(0 <= result.scores["always"] <= 1 for result in results)
@@ -325,7 +325,7 @@ def test_several_real_cameras_with_questions(tiny_bundle: Path, tmp_path: Path) 
         Camera("pattern", "test://?fps=20&motion=3", fps=4, window_s=2, every_s=1, realtime=True),
         Camera("clip", str(CLIP), fps=2, window_s=2, every_s=1, prompt="What?", max_new_tokens=4),
     ]
-    rules = [Rule("always", "Is it?", threshold=0.5, clear_threshold=0.1)]
+    rules = [Rule("always", "Is it?", threshold=0.5, clear_threshold=0.1, min_mass=0)]
     path = tmp_path / "events.jsonl"
     with CameraWatcher(llm, cameras, rules, JsonlSink(path)) as watcher:
         wait(lambda: watcher.status()["cameras"]["clip"]["windows"] == 7)

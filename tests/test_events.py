@@ -39,6 +39,32 @@ def test_json_of_numbers_that_json_does_not_have_is_refused() -> None:
         replace(EVENT, score=float("nan")).to_json()
 
 
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        (
+            replace(EVENT, rule_id="person", severity="info", verdict="confirmed"),
+            "2026-09-21T14:13:20.250Z gate info alert person new confirmed 0.75",
+        ),
+        (
+            replace(EVENT, rule_id="fire", verdict="unknown", score=None, phase="end", reason="neither\nyes nor no"),
+            "2026-09-21T14:13:20.250Z gate alert fire end unknown (neither yes nor no)",
+        ),
+        (
+            Event("description", "new", "gate", "01B", 0.5, text="A red\u2028square\r\nmoves. "),
+            "1970-01-01T00:00:00.500Z gate description A red square moves.",
+        ),
+        (
+            Event("status", "new", "gate", "01C", 0, state="offline", reason="refused"),
+            "1970-01-01T00:00:00.000Z gate status offline (refused)",
+        ),
+        (Event("error", "new", "gate", "01D", 0, reason="E: x"), "1970-01-01T00:00:00.000Z gate error (E: x)"),
+    ],
+)
+def test_an_event_is_a_readable_line(event: Event, line: str) -> None:
+    assert str(event) == line
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(None, None), (0, "1970-01-01T00:00:00.000Z")])
 def test_times_are_utc(seconds: float | None, text: str | None) -> None:
     assert rfc3339(seconds) == text

@@ -124,7 +124,8 @@ def test_score_is_the_first_token_of_the_answer(llm: VideoLLM) -> None:
     llm._decoder.prefill(Prompt(prefix, suffix, kept, np.arange(len(kept), dtype=np.int32), len(kept)), 1)
     chances = np.exp(llm._decoder.logits[0].astype(np.float64))
     yes, no = (sum(chances[_first_id(llm, word)] for word in words) for words in (("yes", "YES"), ("no", "NO")))
-    assert got == pytest.approx({"yes": yes / (yes + no), "no": no / (yes + no)}, rel=1e-4)
+    assert dict(got) == pytest.approx({"yes": yes / (yes + no), "no": no / (yes + no)}, rel=1e-4)
+    assert got.mass == pytest.approx((yes + no) / chances.sum(), rel=1e-4) and 0 < got.mass < 0.9
     assert live.kv.num_text == len(prefix)
 
 
@@ -688,10 +689,56 @@ def test_what_a_conversation_about_a_live_video_must_not_be(llm: VideoLLM, said:
     assert why in str(error.value) and live.kv.live_nbytes == rows
 
 
+@pytest.mark.parametrize("prompt", ["What <video>?", "Is <image> there?", "Is it? " * 100, " "])
+def test_what_a_live_video_cannot_be_asked_is_known_without_one(llm: VideoLLM, prompt: str) -> None:
+    with pytest.raises(UsageError):
+        llm.check_live(prompt)
+    with pytest.raises(UsageError):
+        llm.watch("test://?seconds=1", prompt)  # at once, not when the first window is there
+    live = llm.live(OFTEN, PLAIN)
+    push_all(live, frames(2))
+    with pytest.raises(UsageError):
+        live.score(prompt)
+
+
+def test_what_a_live_video_can_be_asked_is_not_refused(llm: VideoLLM) -> None:
+    live = llm.live(OFTEN, replace(PLAIN, max_question_tokens=40))
+    push_all(live, frames(2))
+    for length in range(1, 60):
+        prompt = "a" * length
+        try:
+            llm.check_live(prompt, ("yes", "no"), live.spec)
+        except UsageError:
+            assert length > 10
+            with pytest.raises(UsageError, match="tokens with the chat template"):
+                live.score(prompt)
+        else:
+            assert live.score(prompt).mass > 0
+    with pytest.raises(UsageError, match="first token"):
+        llm.check_live("What?", ("yes", "Yes"))
+
+
+def test_a_question_that_fails_leaves_the_frames_as_they_were(llm: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = llm.live(OFTEN, PLAIN)
+    push_all(live, frames(5))
+    want, rows = live.score("What?"), live.kv.num_text
+    prefill = llm.layers.prefill
+
+    def half(*arguments: Any) -> None:
+        prefill(*arguments)
+        raise EngineError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.layers, "prefill", half)
+        with pytest.raises(EngineError):
+            live.score("And this?")
+    assert live.kv.num_text == rows and live.score("What?") == want
+
+
 def test_a_question_that_places_the_video_is_refused(llm: VideoLLM) -> None:
     live = llm.live(OFTEN, PLAIN)
     live.push(frames(1)[0])
-    with pytest.raises(UsageError, match="leave <video> out"):
+    with pytest.raises(UsageError, match="leave <video> or <image> out"):
         ids(live, "Look here: <video> and there.")
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -199,6 +201,75 @@ def test_cameras_are_switched_and_shown_over_mqtt(broker: Broker, listener: List
     assert len({config["unique_id"] for config in configs.values()}) == 4
     topics = {value for config in configs.values() for key, value in config.items() if key == "state_topic"}
     assert topics <= set(listener.retained)
+
+
+def test_a_retained_command_switches_nothing(broker: Broker, listener: Listener) -> None:
+    """Neither at the start nor after a reconnect; what is said while it listens counts, retained or not."""
+    llm = FakeLLM()
+    listener.say("dycoke/gate/enabled/set", "OFF", retain=True)
+    wait(lambda: listener.on("dycoke/gate/enabled/set"))
+    sink = sink_for(broker)
+    with by_hand(llm, Camera("gate", "rtsp://x"), on_event=sink) as (made, readers):
+        wait(lambda: sink.status()["ignored"] == 1)
+        wait(lambda: listener.retained.get("dycoke/gate/enabled/state") == "ON")
+        for wanted, retain in (("OFF", False), ("ON", False), ("OFF", True), ("ON", False)):
+            listener.say("dycoke/gate/enabled/set", wanted, retain)
+            wait(lambda: listener.retained.get("dycoke/gate/enabled/state") == wanted)  # noqa: B023
+            wait(lambda: readers["gate"].on == (wanted == "ON"))  # noqa: B023
+        sink._client.reconnect()
+        wait(lambda: sink.status()["ignored"] == 2)
+        assert made.status()["cameras"]["gate"]["state"] == "online" and readers["gate"].on
+        states = listener.on("dycoke/gate/enabled/state")
+        assert [state for state, before in zip(states, ["", *states], strict=False) if state != before] == [
+            *("ON", "OFF", "ON", "OFF", "ON")
+        ]
+    assert sink.failures == 0
+
+
+class Slow:
+    """A watcher whose cameras are let go and taken up when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls, self.there, self.go = list[str](), Semaphore(0), Semaphore(0)
+
+    def status(self) -> dict[str, Any]:
+        return {"cameras": {}}
+
+    def pause(self, camera_id: str) -> None:
+        self._call(f"{camera_id} off")
+
+    def resume(self, camera_id: str) -> None:
+        self._call(f"{camera_id} on")
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        self.there.release()
+        assert self.go.acquire(timeout=60)
+
+
+def test_commands_are_carried_out_one_by_one_and_the_newest_counts() -> None:
+    sink, slow = MqttSink("127.0.0.1"), Slow()
+    sink._controls = slow
+
+    def say(camera: str, wanted: bytes) -> None:
+        sink._commanded(None, None, SimpleNamespace(topic=f"dycoke/{camera}/enabled/set", payload=wanted, retain=False))
+
+    say("gate", b"OFF")
+    assert slow.there.acquire(timeout=60)
+    for wanted in (b"ON", b"OFF", b"ON", b"OFF", b"ON"):  # while the first is being carried out
+        say("gate", wanted)
+    say("door", b"OFF")  # another camera waits for nobody
+    assert slow.there.acquire(timeout=60) and slow.calls == ["gate off", "door off"]
+    slow.go.release(2)
+    assert slow.there.acquire(timeout=60) and slow.calls == ["gate off", "door off", "gate on"]
+    slow.go.release()
+    wait(lambda: not sink._switching)
+    assert len(slow.calls) == 3 and not sink._wishes
+    say("gate", b"OFF")
+    assert slow.there.acquire(timeout=60) and slow.calls[-1] == "gate off"
+    slow.go.release()
+    wait(lambda: not sink._switching)
+    sink.close(10)
 
 
 @pytest.mark.parametrize("options", [{"qos": 3}, {"prefix": ""}, {"prefix": "a/#"}, {"prefix": "/a"}])

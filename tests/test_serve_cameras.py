@@ -30,7 +30,9 @@ YARD = Camera(
     max_new_tokens=2,
     rules=(Rule("own", "Is it day?", threshold=1.0, clear_threshold=0.5),),
 )
-ALWAYS = Rule("always", "Is anything there?", threshold=0.0, clear_threshold=0.0, consecutive=1, update_s=0.0)
+ALWAYS = Rule(
+    "always", "Is anything there?", threshold=0.0, clear_threshold=0.0, min_mass=0, consecutive=1, update_s=0.0
+)
 RTSP = "rtsp://user:hunter2@127.0.0.1:9/live"
 
 
@@ -219,6 +221,21 @@ def test_a_rule_comes_changes_and_goes(served: Served) -> None:
 def test_a_rule_that_cannot_be(served: Served, body: dict[str, Any], status: int, said: str) -> None:
     assert said in error(served.http.post("/v1/alerts", json=body), status)["message"]
     assert list(served.watcher.rules) == ["always"]
+
+
+@pytest.mark.parametrize("prompt", ["Is there a fire? <image>", "Is it? " * 280], ids=["placeholder", "long"])
+def test_what_cannot_be_asked_is_refused_when_it_is_added(served: Served, prompt: str) -> None:
+    said = error(served.http.post("/v1/alerts", json={"prompt": prompt}), 400)["message"]
+    assert "prompt" in said and "\n" not in said and list(served.watcher.rules) == ["always"]
+    quick = {"prompt": "Is it?", "threshold": 0, "min_mass": 0, "consecutive": 1}
+    made = served.http.post("/v1/alerts", json=quick).json()
+    wait_for(lambda: camera(served)["alerts"][made["id"]]["on"])
+    assert "prompt" in error(served.http.put(f"/v1/alerts/{made['id']}", json={"prompt": prompt}), 400)["message"]
+    assert camera(served)["alerts"][made["id"]]["on"]  # a change that is refused ends no alert
+    served.http.delete(f"/v1/alerts/{made['id']}")
+    stream = {"liveStreamUrl": "rtsp://127.0.0.1:9/x", "prompt": prompt}
+    assert "prompt" in error(served.http.post("/v1/live-stream", json=stream), 400)["message"]
+    assert list(served.watcher.cameras) == ["yard"]
 
 
 def test_rules_are_bounded(served: Served) -> None:

@@ -142,6 +142,10 @@ def test_the_schema_names_every_key(capsys: Capture) -> None:
         ("server: {max_cameras: 1}\ncameras: {a: {source: 'test://'}, b: {source: 'test://'}}", "cameras: 2 of them"),
         ("engine: {provider: cuda9}", "engine.provider: "),
         ("compression: {merge_ratio: 7}", "compression.merge_ratio: "),
+        ("cameras: {yard: {source: 'test://', prompt: 'What <video>?'}}", "camera yard: prompt (--prompt): text"),
+        ("cameras: {yard: {source: 'test://', rules: {p: {prompt: 'Is <image>?'}}}}", "rule p: prompt (--prompt): "),
+        ("rules: {p: {prompt: '" + "Is it? " * 300 + "'}}", "rule p: prompt (--prompt): "),
+        ("live: {max_question_tokens: 4}\nrules: {p: {prompt: 'Is it?'}}", "use --max-question-tokens "),
         ("cameras: {yard: {source: 'rtsp://u:{DYCOKE_NONE}@h/'}}", "cameras.yard.source: {DYCOKE_NONE} is used"),
     ],
 )  # fmt: skip
@@ -294,7 +298,7 @@ fps: 5
 window_s: 1
 every_s: 0.5
 cameras: {{yard: {{source: "test://?fps=10&motion=3", realtime: true}}}}
-rules: {{always: {{prompt: "Is it?", threshold: 0, clear_threshold: 0, consecutive: 1}}}}
+rules: {{always: {{prompt: "Is it?", threshold: 0, min_mass: 0, consecutive: 1}}}}
 sinks: {{jsonl: {{path: {tmp_path}/events.jsonl}}}}
 server: {{max_new_tokens: 8000}}
 """

@@ -34,7 +34,7 @@ CAMERAS = [
     Camera("dead", "rtsp://user:hunter2@127.0.0.1:9/live", **WINDOW),
 ]
 RULES = [
-    Rule("person", "Is a person in view?", threshold=0.0, clear_threshold=0.0, consecutive=1, cameras=("yard",)),
+    Rule("person", "Is a person in view?", threshold=0.0, min_mass=0, consecutive=1, cameras=("yard",)),
     Rule("parcel", "Is a parcel at the gate?", threshold=1.0, clear_threshold=1.0, cameras=("gate", "yard")),
 ]
 

@@ -10,17 +10,21 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 
-from dycoke_edge import Event, UsageError
+from dycoke_edge import Camera, CameraWatcher, Event, UsageError
 from dycoke_edge.runtime.sinks.bounded import BoundedSink, CallbackSink, Transient
+from dycoke_edge.runtime.sinks.handlers import as_sinks
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
 from dycoke_edge.runtime.sinks.webhook import WebhookSink, sign, sign_standard, signing_key
-from tests.cameras import wait
+from tests.cameras import FakeLLM, by_hand, drive, wait
 from tests.commands import ROOT
 
 QUICK = (0.001, 0.002)  # backoff
@@ -200,8 +204,9 @@ def test_jsonl_outlives_whoever_moves_its_file(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
+from dycoke_edge.runtime.sinks.handlers import as_sinks
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
-from tests.cameras import wait
+from tests.cameras import FakeLLM, by_hand, drive, wait
 from tests.test_sinks import event
 
 path, size = Path(sys.argv[1]), len(event(0).to_json().encode()) + 1
@@ -424,3 +429,65 @@ def test_no_receiver_is_transient_and_its_url_stays_secret() -> None:
 def test_a_url_that_is_none(url: str) -> None:
     with pytest.raises(UsageError, match="url of a webhook must be"):
         WebhookSink(url)
+
+
+# What on_event takes
+
+
+@pytest.mark.parametrize("kind", [str, Path], ids=["str", "PathLike"])
+@pytest.mark.parametrize("many", [True, False], ids=["list", "alone"])
+def test_a_path_is_a_file_of_json_lines(tmp_path: Path, kind: Callable[[Path], Any], many: bool) -> None:
+    path, taken = tmp_path / "events.jsonl", list[Event]()
+    llm = FakeLLM()
+    on_event = [kind(path), taken.append] if many else kind(path)
+    with by_hand(llm, Camera("gate", "rtsp://x", prompt="What?"), on_event=on_event) as (made, readers):
+        readers["gate"].fps = 1
+        drive(made, llm.clock, 20)
+        sinks = made.status()["sinks"]
+    lines = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert lines == [event.id for event in made.events.since()] and len(lines) > 4
+    assert len(sinks) == 1 + many and (not many or [event.id for event in taken] == lines)
+
+
+class Lister:
+    """A sink as an application may write one."""
+
+    def __call__(self, event: Event) -> None: ...
+
+    def close(self, timeout: float) -> None: ...
+
+
+async def later(event: Event) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (None, "NoneType cannot be called"),
+        (7, "int cannot be called"),
+        (b"events.jsonl", "bytes cannot be called"),
+        ({"path": "events.jsonl"}, "dict cannot be called"),
+        (BytesIO(), "BytesIO cannot be called"),
+        (Lister, "Lister is a class; make one of it, Lister(...)"),
+        (later, "later is async"),
+        (lambda: None, "does not take one argument"),
+        (lambda event, more: None, "does not take one argument"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("many", [True, False], ids=["list", "alone"])
+def test_what_takes_no_event_is_refused_at_once(tmp_path: Path, handler: Any, why: str, many: bool) -> None:
+    path = tmp_path / "events.jsonl"
+    with pytest.raises(UsageError) as caught:
+        CameraWatcher(FakeLLM().real, on_event=[path, print, handler] if many else handler)
+    line = str(caught.value)
+    assert line.startswith("on_event: ") and why in line and ".jsonl" in line and "\n" not in line
+    assert not path.exists()
+
+
+def test_what_takes_an_event_is_taken() -> None:
+    handlers = [print, [].append, Lister(), lambda event, more=1: None, partial(max, 1), Queue().put]
+    assert [type(sink).__name__ for sink in as_sinks(handlers)] == [  # type: ignore[arg-type]
+        *("CallbackSink", "CallbackSink", "Lister", "CallbackSink", "CallbackSink", "CallbackSink")
+    ]
+    assert as_sinks(()) == [] and len(as_sinks(print)) == 1

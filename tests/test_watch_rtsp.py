@@ -19,7 +19,7 @@ from tests.servers.rtsp import RtspServer
 VTEST = Path(__file__).resolve().parents[1] / ".venv" / "vtest.avi"
 QUICK = ReaderSpec(open_timeout=2, read_timeout=1, stall_timeout=5, retry_first=0.1, retry_most=0.5)
 # The tiny random model says yes to everything, at 0.99 or more.
-ALWAYS = Rule("always", "Is a person in view?", threshold=0.5, clear_threshold=0.1, update_s=1000)
+ALWAYS = Rule("always", "Is a person in view?", threshold=0.5, clear_threshold=0.1, min_mass=0, update_s=1000)
 CANARY = "c4n4ry"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise, repeat
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,10 @@ from dycoke_edge import (
     StaleError,
     UsageError,
 )
+from dycoke_edge.config import Compression
+from dycoke_edge.runtime.camera.post import Post
 from dycoke_edge.runtime.camera.schedule import Schedule
+from dycoke_edge.runtime.camera.watch import watch
 from dycoke_edge.runtime.reply import Piece
 from tests.cameras import Cost, FakeClock, FakeLLM, FakeReader, Readers, by_hand, drive, wait
 
@@ -382,18 +387,59 @@ def failing(*texts: str) -> Iterator[None]:
         yield
 
 
-def test_a_failure_costs_a_window_and_is_an_event() -> None:
+def test_a_rule_that_fails_costs_its_own_score_and_is_an_event() -> None:
     llm = FakeLLM()
     llm.yes = lambda prompt, times: 0.9
+    dog = Rule("dog", "Is a dog in view?")
     broken = False
 
     def fail(call: str) -> None:
-        if broken and call == "score":
+        if broken and call == "score" and llm.calls.count("score") % 2:  # the first of two rules
             raise EngineError("CUDA error 700 at rtsp://admin:hunter2@cam/1")
 
     llm.fail = fail
-    other = Camera("door", "rtsp://y", prompt="What?")
-    with by_hand(llm, GATE, other, rules=[replace(PERSON, cameras=("gate",))]) as (made, readers):
+    with by_hand(llm, replace(GATE, prompt="What?"), rules=[PERSON, dog]) as (made, readers):
+        readers["gate"].fps = 1
+        drive(made, llm.clock, 9)
+        assert made.status()["failures"] == 0 and llm.calls.count("score") == 2
+        broken = True
+        drive(made, llm.clock, 40)
+        errors, status = of(made, "error"), made.status()
+        camera = status["cameras"]["gate"]
+        assert status["failures"] == camera["failures"] == camera["alerts"]["person"]["unknown"]["failed"] == 10
+        assert camera["alerts"]["dog"]["on"] and camera["alerts"]["dog"]["unknown"] == {}
+        assert camera["windows"] == len(of(made, "description")) == 11 and camera["dropped_windows"] == {}
+        assert errors and all("rule person: EngineError: CUDA error 700" in str(event.reason) for event in errors)
+        assert "hunter2" not in str(errors) + str(status)
+        assert all(event.text == "" and event.verdict is None for event in errors)
+        assert [event.rule_id for event in of(made, "alert") if event.phase == "new"] == ["dog"]
+        assert llm.lives[0].cleared == 1  # when the first frame came: a question changes no frame
+        broken = False
+        drive(made, llm.clock, 40)
+        assert {event.rule_id for event in of(made, "alert") if event.phase == "new"} == {"dog", "person"}
+
+
+def test_a_rule_that_always_fails_makes_the_watcher_unready_although_frames_go_in() -> None:
+    llm = FakeLLM()
+    llm.fail = lambda call: next(failing("no memory")) if call == "score" else None
+    with by_hand(llm, GATE, rules=[PERSON]) as (made, readers):
+        made._turns._thread = threading.current_thread()  # alive
+        readers["gate"].fps = 1
+        drive(made, llm.clock, 20)
+        assert "failed 4 times in a row: EngineError: no memory" in made.status()["reasons"][0]
+        made._turns._thread = None
+
+
+def test_a_failure_costs_a_window_and_is_an_event() -> None:
+    llm = FakeLLM()
+    broken = False
+
+    def fail(call: str) -> None:
+        if broken and call == "piece":
+            raise EngineError("CUDA error 700 at rtsp://admin:hunter2@cam/1")
+
+    llm.fail = fail
+    with by_hand(llm, replace(GATE, prompt="What?"), Camera("door", "rtsp://y"), rules=[PERSON]) as (made, readers):
         readers["gate"].fps = readers["door"].fps = 1
         drive(made, llm.clock, 10)
         assert made.status()["failures"] == 0
@@ -406,10 +452,7 @@ def test_a_failure_costs_a_window_and_is_an_event() -> None:
         assert llm.lives[0].cleared >= len(errors)  # what it remembers may be half-written
         assert status["cameras"]["gate"]["dropped_windows"]["failed"] == len(errors)
         assert status["cameras"]["door"]["failures"] == 0
-        assert len(of(made, "description", "door")) == 11
-        broken = False
-        drive(made, llm.clock, 40)
-        assert of(made, "alert")[0].phase == "new"
+        assert status["cameras"]["door"]["windows"] == 11
 
 
 def test_not_ready_while_the_model_fails_again_and_again() -> None:
@@ -516,6 +559,267 @@ def test_pause_and_resume() -> None:
         assert llm.scored and all(times[0] > 1119 for _, times in llm.scored)
         assert [event.state for event in of(made, "status")] == ["online", "disabled", "online"]
         assert not made._posts["gate"].finished
+
+
+class Held(FakeReader):
+    """A camera that is let go when the test says so."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
+        self.leaving, self.go = threading.Event(), threading.Event()
+        self.does = list[str]()
+
+    def start(self) -> FakeReader:
+        self.does.append("start")
+        return super().start()
+
+    def stop(self, timeout: float | None = None) -> bool:
+        self.does.append("stop")
+        self.leaving.set()
+        assert self.go.wait(60)
+        return super().stop(timeout)
+
+
+class HeldReaders(Readers):
+    def __call__(self, camera: str, *more: Any) -> Any:
+        self.made[camera] = Held(camera, *more)
+        return self.made[camera]
+
+
+@contextmanager
+def held() -> Iterator[tuple[CameraWatcher, Held]]:
+    """A running watcher of one camera that takes as long to let go as the test wants."""
+    readers, llm = HeldReaders(), FakeLLM()
+    made = CameraWatcher(llm.real, [GATE], clock=llm.clock, make_reader=readers)
+    made._turns.start = lambda: None  # type: ignore[method-assign]
+    with made:
+        reader = readers["gate"]
+        assert isinstance(reader, Held)
+        yield made, reader
+        reader.go.set()
+
+
+def test_a_camera_that_is_resumed_while_it_is_let_go_is_watched() -> None:
+    with held() as (made, reader):
+        made.pause("gate")
+        assert reader.leaving.wait(60)
+        resuming = threading.Thread(target=made.resume, args=("gate",))
+        resuming.start()
+        wait(lambda: made._posts["gate"]._wanted)
+        assert not made._posts["gate"].enabled  # or the model's thread would take the camera's end for a file's
+        reader.go.set()
+        resuming.join(60)
+        assert reader.on and made.status()["cameras"]["gate"]["state"] == "online"
+        assert reader.does == ["start", "stop", "start"]
+        assert [event.state for event in of(made, "status")] == ["online", "disabled", "online"]
+
+
+def test_a_pause_that_comes_late_to_its_turn_undoes_no_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = list[Callable[[], None]]()
+
+    class Late(threading.Thread):
+        """A thread that gets no turn before the test gives it one."""
+
+        def start(self) -> None:
+            late.append(self.run)
+
+    with held() as (made, reader):
+        reader.go.set()
+        with monkeypatch.context() as patch:
+            patch.setattr("dycoke_edge.runtime.camera.post.threading.Thread", Late)
+            made.pause("gate")
+            made.resume("gate")
+        assert len(late) == 1 and reader.on
+        late[0]()
+        assert reader.on and reader.does == ["start", "stop", "start"]
+        assert [event.state for event in of(made, "status")] == ["online", "disabled", "online"]
+
+
+def test_a_camera_is_what_was_wished_for_last() -> None:
+    for last in ("pause", "resume"):
+        with held() as (made, reader):
+            made.pause("gate")
+            assert reader.leaving.wait(60)
+            threads = list[threading.Thread]()
+            for act in ("resume", "pause") * 3 + (("resume",) if last == "resume" else ()):
+                threads.append(threading.Thread(target=getattr(made, act), args=("gate",)))
+                threads[-1].start()
+                wait(lambda: made._posts["gate"]._wanted == (act == "resume"))  # noqa: B023
+            reader.go.set()
+            for thread in threads:
+                thread.join(60)
+            wait(lambda: made._posts["gate"]._done == made._posts["gate"]._wish)
+            assert reader.on == (last == "resume") == made._posts["gate"].enabled
+            assert reader.does == ["start", "stop"] + ["start"] * (last == "resume")
+
+
+def test_a_camera_that_is_paused_before_the_start_is_not_read() -> None:
+    made, readers = running(FakeLLM(), GATE)
+    made.pause("gate")
+    with made:
+        assert not readers["gate"].on and made.status()["cameras"]["gate"]["state"] == "disabled"
+        made.resume("gate")
+        assert readers["gate"].on
+    made, readers = running(FakeLLM(), GATE)
+    made.pause("gate")
+    made.resume("gate")
+    assert not readers["gate"].on
+    with made:
+        assert readers["gate"].on
+
+
+def test_a_window_that_was_being_scored_when_its_camera_was_paused_begins_no_alert() -> None:
+    llm = FakeLLM()
+    llm.yes = lambda prompt, times: 0.9
+    quick = replace(PERSON, consecutive=1, cooldown_s=0)
+    with by_hand(llm, GATE, rules=[quick]) as (made, readers):
+        readers["gate"].fps = 1
+        llm.fail = lambda call: made.pause("gate") if call == "score" else None
+        drive(made, llm.clock, 20)
+        assert of(made, "alert") == []
+        llm.fail = lambda call: None
+        made.resume("gate")
+        drive(made, llm.clock, 20)
+        assert [event.phase for event in of(made, "alert")][:1] == ["new"]
+
+
+def test_a_rule_that_is_removed_while_it_is_scored_begins_no_alert() -> None:
+    llm = FakeLLM()
+    llm.yes = lambda prompt, times: 0.9
+    with by_hand(llm, GATE, rules=[replace(PERSON, consecutive=1)]) as (made, readers):
+        readers["gate"].fps = 1
+        llm.fail = lambda call: made.remove_rule("person") if call == "score" else None
+        drive(made, llm.clock, 20)
+        assert of(made, "alert") == [] and made.status()["cameras"]["gate"]["alerts"] == {}
+
+
+DOOR = Camera("door", "rtsp://y")
+
+
+def removed_while_added(made: CameraWatcher, after: Callable[[], None] = lambda: None) -> None:
+    """Have cameras removed after they got their memory, and before they are watched."""
+
+    def in_turn(function: Callable[[], object]) -> None:
+        function()
+        made.remove("door")
+        after()
+
+    made._in_turn = in_turn  # type: ignore[method-assign]
+
+
+def test_a_camera_that_is_removed_while_it_is_added_is_not_watched() -> None:
+    llm = FakeLLM()
+    with by_hand(llm, GATE) as (made, readers):
+        removed_while_added(made)
+        with pytest.raises(UsageError, match="camera door was removed while it was being added"):
+            made.add(DOOR)
+        assert not readers["door"].on and set(made.cameras) == {"gate"} and len(made._lanes) == 1
+
+
+def test_a_camera_that_is_removed_before_its_memory_is_taken_takes_none() -> None:
+    llm = FakeLLM()
+    made, readers = running(llm, GATE)
+    with made:
+        hold = Holding(llm, "push")
+        feed(readers["gate"], llm.clock, hold.there.is_set)
+        failures = list[Exception]()
+
+        def add() -> None:
+            try:
+                made.add(DOOR)
+            except Exception as error:
+                failures.append(error)
+
+        adding = threading.Thread(target=add)
+        adding.start()
+        wait(lambda: made._turns.waiting)
+        made.remove("door")
+        hold.go.set()
+        adding.join(60)
+        assert len(failures) == 1 and isinstance(failures[0], UsageError)
+        assert len(llm.lives) == 1 and not readers["door"].on
+
+
+def test_a_camera_that_is_removed_when_it_is_about_to_be_read_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with by_hand(FakeLLM(), GATE) as (made, readers):
+        made._in_turn = lambda function: function()  # type: ignore[method-assign, assignment]
+        begin = Post.begin
+
+        def late(post: Post) -> None:
+            made.remove("door")
+            begin(post)
+
+        monkeypatch.setattr(Post, "begin", late)
+        made.add(DOOR)
+        assert not readers["door"].on and set(made.cameras) == {"gate"}
+
+
+def test_adding_fails_as_it_failed_although_the_camera_was_removed_meanwhile() -> None:
+    def fail() -> None:
+        raise EngineError("out of memory")
+
+    with by_hand(FakeLLM(), GATE) as (made, _):
+        removed_while_added(made, fail)
+        with pytest.raises(EngineError, match="out of memory"):
+            made.add(DOOR)
+        assert set(made.cameras) == {"gate"}
+
+
+def test_a_camera_that_took_the_id_meanwhile_stays() -> None:
+    with by_hand(FakeLLM(), GATE) as (made, readers):
+        second = replace(DOOR, prompt="What?")
+
+        def again() -> None:
+            made._in_turn = lambda function: function()  # type: ignore[method-assign, assignment]
+            made.add(second)
+
+        removed_while_added(made, again)
+        with pytest.raises(UsageError, match="removed while"):
+            made.add(DOOR)
+        assert made.cameras["door"] == second and readers["door"].on and len(made._lanes) == 2
+
+
+def test_a_watcher_that_is_stopped_while_a_camera_is_added_watches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with by_hand(FakeLLM(), GATE) as (made, readers):
+        made._in_turn = lambda function: function()  # type: ignore[method-assign, assignment]
+        begin = Post.begin
+
+        def late(post: Post) -> None:
+            made.stop()
+            begin(post)
+
+        monkeypatch.setattr(Post, "begin", late)
+        made.add(DOOR)
+        assert not readers["door"].on and not readers["gate"].on
+
+
+def test_what_the_model_could_not_be_asked_is_refused_when_it_is_added() -> None:
+    llm = FakeLLM()
+
+    def refuse(prompt: object) -> None:
+        if prompt == "<image>?":
+            raise UsageError("prompt: 2 places for a video")
+
+    llm.refuse = refuse
+    bad = replace(PERSON, id="bad", prompt="<image>?")
+    for camera, name in (
+        (replace(DOOR, rules=(bad,)), "rule bad: prompt: 2 places"),
+        (replace(DOOR, prompt="<image>?"), "camera door: prompt: 2 places"),
+    ):
+        with pytest.raises(UsageError, match=name):
+            running(llm, GATE, camera)
+        with by_hand(llm, GATE) as (made, _):
+            with pytest.raises(UsageError, match=name):
+                made.add(camera)
+            assert set(made.cameras) == {"gate"}
+        with pytest.raises(UsageError, match=name):
+            watch(llm.real, camera, Compression())
+    with pytest.raises(UsageError, match="rule bad: prompt: 2 places"):
+        running(llm, GATE, rules=[bad])
+    with by_hand(llm, GATE, rules=[PERSON]) as (made, _):
+        with pytest.raises(UsageError, match="rule bad: prompt: 2 places"):
+            made.add_rule(bad)
+        assert set(made.rules) == {"person"}
 
 
 @pytest.mark.parametrize(

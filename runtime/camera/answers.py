@@ -40,7 +40,7 @@ class WatchResult:
     vision_tokens_in: int
     vision_tokens_kept: int
     dropped_windows: int  # between the window before and this one
-    scores: dict[str, float] = field(default_factory=dict)  # rule id -> probability of yes
+    scores: dict[str, float] = field(default_factory=dict)  # rule id -> probability of yes, where the model answers
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

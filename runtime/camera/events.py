@@ -34,7 +34,8 @@ class Event:
     alert_type: str | None = None
     severity: str | None = None
     verdict: Verdict | None = None  # None where no rule was asked
-    score: float | None = None  # probability of yes
+    score: float | None = None  # probability of yes among yes and no; None where the model would say neither
+    mass: float | None = None  # probability of yes and no together
     state: str | None = None  # status events: online, offline, connecting, ended, stopped, disabled
     start_time: float | None = None
     end_time: float | None = None
@@ -48,6 +49,20 @@ class Event:
     dropped_windows: int = 0  # of this camera, since its last event of a window
     model: str = ""
     backend: str = ""
+
+    def __str__(self) -> str:
+        """One line for people: when, which camera, what."""
+        said = [rfc3339(self.time), self.camera, *(self._alert() if self.type == "alert" else self._other())]
+        if self.reason:
+            said.append(f"({self.reason})")
+        return " ".join(" ".join(part for part in said if part).split())
+
+    def _alert(self) -> list[str]:
+        score = "" if self.score is None else f"{self.score:.2f}"
+        return [self.severity or "", self.type, self.rule_id or "", self.phase, self.verdict or "", score]
+
+    def _other(self) -> list[str]:
+        return [self.type, self.state or "", self.text]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: every key, always, `v` first."""

@@ -22,7 +22,7 @@ from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.look import Look, look_at
 from dycoke_edge.runtime.camera.model import Model
 from dycoke_edge.runtime.camera.recent import Recent
-from dycoke_edge.runtime.camera.rules import probability
+from dycoke_edge.runtime.camera.rules import Finding, judge
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece
@@ -58,13 +58,14 @@ class Lane:
     ) -> None:
         self.camera, self.reader, self.lossless = camera, reader, lossless
         self.counts = Counts()
-        self.alerts = Alerts(camera.id, hub)
+        self.alerts = Alerts(camera.id, hub, rules)
         self.recent = Recent(camera, llm, compression, live, hub.clock)
         self.finished = False
         self.rules = rules
         self._hub, self._hurry, self._on_result = hub, hurry, on_result
         self._tasks: deque[Callable[[], None]] = deque()
         self._look_now: Look | None = None  # with tasks left
+        self._scoring: Rule | None = None  # the rule that is asked now
         self._passed = 0  # windows dropped since the last look
         self._overrun = 0  # frames that the reader had dropped when a window was last due
         self._hurried = False  # the last answer was cut short for a question
@@ -72,11 +73,15 @@ class Lane:
         self._reported = -math.inf
 
     def work(self) -> bool:
-        """One unit of work, False if there was none. A failure costs the window and is an event."""
+        """One unit of work, False if there was none. A failure is an event; that of a rule costs its score, any other
+        the window."""
         try:
             return self.unit()
-        except Exception as error:  # one camera's trouble is not the others'
-            self._failed(error)
+        except Exception as error:  # one camera's trouble is not the others', nor one rule's
+            if self._scoring is None:
+                self._failed(error)
+            else:
+                self._rule_failed(self._scoring, error)
             return True
 
     def unit(self) -> bool:
@@ -174,12 +179,13 @@ class Lane:
         self._close_look()
 
     def _score(self, rule: Rule, look: Look) -> None:
-        began = self._now()
-        score = probability(self.recent.live.score(rule.prompt))
+        began, self._scoring = self._now(), rule
+        found = judge(rule, self.recent.live.score(rule.prompt))
+        self._scoring = None
         self._took(look, "score", began)
-        if score is not None:
-            look.scores[rule.id] = score
-        self.alerts.window(rule, score, look, self._time_source)
+        if found.score is not None:
+            look.scores[rule.id] = found.score
+        self.alerts.window(rule, found, look, self._time_source)
 
     def _answer(self, look: Look) -> None:
         """Answer the camera's own prompt. A question that waits cuts it short, but not twice in a row; a file's answer
@@ -241,6 +247,16 @@ class Lane:
             dropped_windows=look.dropped,
         )
 
+    def _rule_failed(self, rule: Rule, error: Exception) -> None:
+        """Go on with the rest of the window: a question that failed has changed nothing of what the model remembers."""
+        look, self._scoring = self._look_now, None
+        assert look is not None
+        self.counts.failures += 1
+        reason = self._hub.failed(error)
+        self.alerts.window(rule, Finding("unknown", unknown="failed", reason=reason), look, self._time_source)
+        self._report(f"rule {rule.id}: {reason}")
+        self._close_look()
+
     def _failed(self, error: Exception) -> None:
         """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
         stage = "push" if self._look_now is None else "answer"
@@ -255,6 +271,10 @@ class Lane:
                 self.recent.forget()
             except Exception as more:
                 reason = f"{reason}; and then {self._hub.failed(more)}"
+        self._report(reason)
+
+    def _report(self, reason: str) -> None:
+        """An event, but not one a frame."""
         if self._now() - self._reported >= self.camera.every_s:
             self._reported = self._now()
             self._hub.emit("error", "new", self.camera.id, reason=reason)

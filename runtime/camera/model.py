@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dycoke_edge.config import Compression, LiveSpec, Sampling
 from dycoke_edge.runtime.conversation import Asked
 from dycoke_edge.runtime.reply import Piece, Reply
+from dycoke_edge.runtime.scores import Scores
 
 
 class Pushed(Protocol):
@@ -37,7 +38,7 @@ class Live(Protocol):
 
     def ask(self, prompt: Asked, sampling: Sampling) -> Iterator[Piece]: ...
 
-    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> dict[str, float]: ...
+    def score(self, prompt: str, answers: tuple[str, ...] = ("yes", "no")) -> Scores: ...
 
     @property
     def num_tokens(self) -> int: ...
@@ -48,6 +49,8 @@ class Live(Protocol):
 
 class Model(Protocol):
     """A VideoLLM."""
+
+    def check_live(self, prompt: Asked, answers: tuple[str, ...] = (), spec: LiveSpec = ...) -> None: ...
 
     def live(self, compression: Compression, spec: LiveSpec) -> Live: ...
 

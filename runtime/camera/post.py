@@ -40,9 +40,14 @@ class Post:
         self.camera, self._hub = camera, hub
         self.reader = make_reader(camera.id, camera.uri, spec, self._changed, hub.clock)
         self.lane = Lane(camera, self.reader, llm, hub, rules, is_lossless(camera), compression, live, hurry)
-        self.enabled = True
+        self.enabled = True  # not paused, nor about to be read on
         self._state = ""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # over the wish and what is said of it
+        self._wish = 0  # counts changes of mind
+        self._wanted, self._begun, self._closed = True, False, False
+        self._switching = threading.Lock()  # held by whoever carries wishes out
+        self._done = 0  # the wish that was carried out last
+        self._reading = False  # the reader was started
 
     def work(self) -> bool:
         """The lane's next unit of work, unless switched off."""
@@ -53,26 +58,45 @@ class Post:
         """Its video has ended and all of it was looked at."""
         return self.lane.finished
 
+    def open(self) -> None:
+        """Take the lane's memory, in the thread of the model, unless this was closed meanwhile."""
+        if not self._closed:
+            self.lane.recent.open()
+
+    def begin(self) -> None:
+        """Read, unless paused or closed already."""
+        with self._lock:
+            self._begun, self._wish = True, self._wish + 1
+        self._follow()
+
     def pause(self) -> None:
         """Let the camera go; open alerts end. Does not wait for it."""
-        if self.enabled:
-            self.enabled = False
-            self.lane.alerts.close("the camera was paused")
+        with self._lock:
+            if not self._wanted or self._closed:
+                return
+            self.enabled, self._wanted, self._wish = False, False, self._wish + 1
+            self.lane.alerts.close("the camera was paused", shut=True)
             self._say("disabled", None)
-            threading.Thread(target=self.reader.stop, daemon=True).start()
+        threading.Thread(target=self._follow, daemon=True).start()
 
     def resume(self) -> None:
         """Read on, from an empty window. Waits for a pause that is not over yet."""
-        if not self.enabled:
-            self.reader.stop()
-            self.lane.forget()
-            self.lane.finished = False
-            self.enabled = True
-            self.reader.start()
+        with self._lock:
+            if self._wanted or self._closed:
+                return
+            self._wanted, self._wish = True, self._wish + 1
+        self._follow()
 
     def close(self, reason: str) -> None:
-        """End open alerts for good."""
-        self.lane.alerts.close(reason, for_good=True)
+        """End open alerts for good, and read no more; `let_go` does the rest."""
+        with self._lock:
+            self._closed, self._wish = True, self._wish + 1
+            self.lane.alerts.close(reason, shut=True)
+
+    def let_go(self, timeout: float | None = None) -> None:
+        """Stop the reader of a post that was closed. Whoever is about to start it sees that, and does not."""
+        self.reader.stop(timeout)
+        self._follow()
 
     def snapshot(self) -> Frame | None:
         """The newest frame that was given to the model."""
@@ -99,19 +123,42 @@ class Post:
             "memory_frames": len(recent.view),
             "kv_bytes": recent.nbytes,
             "last_frame_time": newest.utc if (newest := recent.view.newest) else None,
-            "alerts": self.lane.alerts.status(self.lane.rules()),
+            "alerts": self.lane.alerts.status(),
         }
 
+    def _follow(self) -> None:
+        """Carry out what was wished for last. Of many that come at once one does it, whoever overtakes whom."""
+        with self._switching:
+            while self._done != (wish := self._wish):
+                if self._reading:
+                    self.reader.stop()
+                    self._reading = False
+                if self._may_read(wish):
+                    self.reader.start()
+                    self._reading = True
+                self._done = wish
+
+    def _may_read(self, wish: int) -> bool:
+        """Make ready for the reader, unless it is not wanted, or something else is by now."""
+        with self._lock:
+            if self._wish != wish or self._closed or not (self._wanted and self._begun):
+                return False
+            if not self.enabled:
+                self.lane.forget()
+                self.lane.finished = False
+                self.lane.alerts.open()
+                self.enabled = True
+            return True
+
     def _changed(self, status: CameraStatus) -> None:
-        if self.enabled:
-            self._say(status.state, status.error)
+        with self._lock:
+            if self.enabled:
+                self._say(status.state, status.error)
 
     def _say(self, state: str, reason: str | None) -> None:
-        with self._lock:
-            if state == self._state:
-                return
+        if state != self._state:
             self._state = state
-        self._hub.emit("status", "new", self.camera.id, state=state, reason=reason)
+            self._hub.emit("status", "new", self.camera.id, state=state, reason=reason)
 
 
 def reader_spec(camera: Camera, llm: VideoLLM, reading: ReaderSpec) -> ReaderSpec:

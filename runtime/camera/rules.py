@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from dycoke_edge.config_camera import Rule
 from dycoke_edge.runtime.camera.events import Phase, Verdict
+from dycoke_edge.runtime.scores import Scores
+
+Unknown = Literal["between", "mass", "failed"]  # the two thresholds; neither yes nor no; the model raised something
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found in one window. `score` is the probability of yes among yes and no, None where it says nothing;
+    `mass` that of yes and no together. Of an unknown verdict, `unknown` says why in a word, `reason` in a line."""
+
+    verdict: Verdict
+    score: float | None = None
+    mass: float | None = None
+    unknown: Unknown | None = None
+    reason: str | None = None
+
+
+def judge(rule: Rule, scores: Scores) -> Finding:
+    """What scores of yes and no say. Nothing between the two thresholds, nor where the model would say neither."""
+    yes, mass = scores["yes"], scores.mass
+    if not (math.isfinite(yes) and math.isfinite(mass)):
+        return Finding("unknown", unknown="failed", reason="the model computed no number")
+    if mass < rule.min_mass:
+        reason = f"the model says neither yes nor no: both together have {mass:.2g}, below min_mass={rule.min_mass:g}"
+        return Finding("unknown", None, mass, "mass", reason)
+    if yes >= rule.threshold:
+        return Finding("confirmed", yes, mass)
+    if yes < rule.clear_threshold:
+        return Finding("rejected", yes, mass)
+    reason = f"{yes:.2f} is between clear_threshold={rule.clear_threshold:g} and threshold={rule.threshold:g}"
+    return Finding("unknown", yes, mass, "between", reason)
 
 
 @dataclass(frozen=True)
@@ -16,28 +49,9 @@ class Change:
 
     phase: Phase
     alert_id: str
-    verdict: Verdict
-    score: float | None
+    found: Finding
     start_time: float
     end_time: float | None = None
-    reason: str | None = None
-
-
-def probability(scores: dict[str, float]) -> float | None:
-    """The probability of yes among yes and no; None where the model gave neither one."""
-    yes, no = scores.get("yes", math.nan), scores.get("no", math.nan)
-    if not (math.isfinite(yes) and math.isfinite(no) and yes + no > 0):
-        return None
-    return yes / (yes + no)
-
-
-def verdict(rule: Rule, score: float | None) -> Verdict:
-    """What a probability of yes says. Between the two thresholds, and without a score, nothing is known."""
-    if score is None or not math.isfinite(score):
-        return "unknown"
-    if score >= rule.threshold:
-        return "confirmed"
-    return "rejected" if score < rule.clear_threshold else "unknown"
 
 
 class AlertState:
@@ -45,8 +59,8 @@ class AlertState:
 
     def __init__(self, rule: Rule, new_id: Callable[[], str]) -> None:
         self.rule = rule
-        self.score: float | None = None
-        self.verdict: Verdict | None = None
+        self.found: Finding | None = None  # in the newest window
+        self.unknown = Counter[Unknown]()  # windows that said nothing, by why
         self.suppressed = 0  # windows that would have begun an alert during the cooldown
         self._new_id = new_id
         self._alert_id: str | None = None
@@ -65,20 +79,26 @@ class AlertState:
         """UTC of an open alert's beginning."""
         return self._since if self.on else None
 
-    def window(self, score: float | None, time: float, utc: tuple[float, float]) -> Change | None:
-        """Take in a window: its score, when it was in the stream's own seconds, its first and last frame in UTC."""
-        self.score, self.verdict = score, verdict(self.rule, score)
-        return self._open(time, utc) if self._alert_id is None else self._go_on(self._alert_id, time, utc)
+    def window(self, found: Finding, time: float, utc: tuple[float, float]) -> Change | None:
+        """Take in what was found in a window, when that was in the stream's own seconds, and its first and last frame
+        in UTC."""
+        self.found = found
+        if found.unknown is not None:
+            self.unknown[found.unknown] += 1
+        if self._alert_id is None:
+            return self._open(found, time, utc)
+        return self._go_on(self._alert_id, found, time, utc)
 
     def close(self, time: float, utc: float, reason: str) -> Change | None:
         """End an open alert because nothing more is known about it."""
         if self._alert_id is None:
             self._streak = 0
             return None
-        return self._end(self._alert_id, time, utc, "unknown", reason)
+        score, mass = (self.found.score, self.found.mass) if self.found else (None, None)
+        return self._end(self._alert_id, Finding("unknown", score, mass, reason=reason), time, utc)
 
-    def _open(self, time: float, utc: tuple[float, float]) -> Change | None:
-        if self.verdict != "confirmed":
+    def _open(self, found: Finding, time: float, utc: tuple[float, float]) -> Change | None:
+        if found.verdict != "confirmed":
             self._streak = 0
             return None
         if self._streak == 0:
@@ -90,17 +110,17 @@ class AlertState:
             self.suppressed += 1
             return None
         self._alert_id, self._streak, self._updated = self._new_id(), 0, time
-        return Change("new", self._alert_id, "confirmed", self.score, self._since)
+        return Change("new", self._alert_id, found, self._since)
 
-    def _go_on(self, alert_id: str, time: float, utc: tuple[float, float]) -> Change | None:
-        self._streak = self._streak + 1 if self.verdict == "rejected" else 0
+    def _go_on(self, alert_id: str, found: Finding, time: float, utc: tuple[float, float]) -> Change | None:
+        self._streak = self._streak + 1 if found.verdict == "rejected" else 0
         if self._streak >= self.rule.consecutive:
-            return self._end(alert_id, time, utc[1], "rejected", None)
+            return self._end(alert_id, found, time, utc[1])
         if time - self._updated < self.rule.update_s:
             return None
         self._updated = time
-        return Change("update", alert_id, self.verdict or "unknown", self.score, self._since)
+        return Change("update", alert_id, found, self._since)
 
-    def _end(self, alert_id: str, time: float, utc: float, said: Verdict, reason: str | None) -> Change:
+    def _end(self, alert_id: str, found: Finding, time: float, utc: float) -> Change:
         self._alert_id, self._streak, self._quiet_until = None, 0, time + self.rule.cooldown_s
-        return Change("end", alert_id, said, self.score, self._since, max(utc, self._since), reason)
+        return Change("end", alert_id, found, self._since, max(utc, self._since))

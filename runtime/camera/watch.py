@@ -14,6 +14,7 @@ from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.lane import Lane
 from dycoke_edge.runtime.camera.post import is_lossless, reader_spec
+from dycoke_edge.runtime.camera.questions import check_camera
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import IDLE_S
@@ -30,9 +31,10 @@ def watch(
 ) -> Iterator[WatchResult]:
     """A result a window, for ever or until a file ends. Leaving the generator lets the camera go.
 
-    SourceError if the stream fails before its first frame (afterwards it is opened anew for ever), or a file before
-    its end; raises what the model raises.
+    UsageError, at once, for a prompt or rule that cannot be asked. SourceError if the stream fails before its first
+    frame (afterwards it is opened anew for ever), or a file before its end; raises what the model raises.
     """
+    check_camera(llm.check_live, camera)
     hub = Hub(llm.bundle.path.name, llm.spec.provider, (), clock)
     reader = make_reader(camera.id, camera.uri, reader_spec(camera, llm, reading), lambda status: None, clock)
     results = deque[WatchResult]()

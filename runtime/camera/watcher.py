@@ -14,18 +14,20 @@ from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
 from dycoke_edge.errors import EngineError, UsageError
 from dycoke_edge.runtime.camera.asking import COMPRESSION, Asking
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
-from dycoke_edge.runtime.camera.events import Event, EventRing, Sink
+from dycoke_edge.runtime.camera.events import EventRing
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.hub import Hub
 from dycoke_edge.runtime.camera.post import Post
+from dycoke_edge.runtime.camera.questions import check_camera, check_rule
 from dycoke_edge.runtime.camera.reader import CameraReader
 from dycoke_edge.runtime.camera.status import CameraStatus
 from dycoke_edge.runtime.camera.turns import Question, Turns
+from dycoke_edge.runtime.exclusive import Exclusive
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.reply import Piece
-from dycoke_edge.runtime.sinks.bounded import CallbackSink, deadline
+from dycoke_edge.runtime.sinks.bounded import deadline
+from dycoke_edge.runtime.sinks.handlers import Handler, as_sinks
 
-Handler = Callable[[Event], None] | Sink
 READING, LIVE = ReaderSpec(), LiveSpec()
 STUCK_S = 60.0  # a unit of work this long means that the model does not answer any more
 
@@ -33,9 +35,10 @@ STUCK_S = 60.0  # a unit of work this long means that the model does not answer 
 class CameraWatcher(Asking):
     """Watches cameras with one model. While it runs, every call of `llm` belongs to its thread: ask through here.
 
-    `on_event` takes sinks, or plain functions of an event, which are called in a thread of their own each. `waiting`
-    questions may stand in line for the model. `reading` and `live` hold time-outs, thresholds and the like for all
-    cameras; size, fps, buffers, memory and realtime are the cameras' own. Every method may be called from any thread.
+    `on_event` takes one or several of: a sink, a function of an event, which is called in a thread of its own, or the
+    path of a file of JSON Lines. `waiting` questions may stand in line for the model. `reading` and `live` hold
+    time-outs, thresholds and the like for all cameras; size, fps, buffers, memory and realtime are the cameras' own.
+    Every method may be called from any thread.
     `with watcher:` starts and stops it. A watcher runs once.
     """
 
@@ -52,14 +55,12 @@ class CameraWatcher(Asking):
         clock: Clock = SYSTEM,
         make_reader: Callable[..., CameraReader] = CameraReader,
     ) -> None:
-        handlers = on_event if isinstance(on_event, Sequence) else (on_event,)
-        sinks = [handler if isinstance(handler, Sink) else CallbackSink(handler) for handler in handlers]
         self._llm, self._clock, self._compression = llm, clock, compression
         self._reading, self._live, self._make_reader = reading, live, make_reader
-        self._hub = Hub(llm.bundle.path.name, llm.spec.provider, sinks, clock)
+        self._hub = Hub(llm.bundle.path.name, llm.spec.provider, as_sinks(on_event), clock)
         self._turns = Turns(lambda: self._lanes, waiting, clock)
         self._turns.on_failure = self._hub.failed
-        self._lock = threading.RLock()  # over all below
+        self._lock = Exclusive("this CameraWatcher was made")  # over all below
         self._posts: dict[str, Post] = {}
         self._lanes: tuple[Post, ...] = ()  # the same for the model's thread, which waits for nobody
         self._rules: dict[str, Rule] = {}
@@ -76,10 +77,10 @@ class CameraWatcher(Asking):
             if self._state != "new":
                 raise UsageError("a CameraWatcher starts once; make a new one")
             for post in self._posts.values():
-                post.lane.recent.open()
+                post.open()
             self._state = "running"
             for post in self._posts.values():
-                post.reader.start()
+                post.begin()
             self._turns.start()
         for sink in self._hub.sinks:
             bind = getattr(sink, "bind", None)
@@ -89,6 +90,7 @@ class CameraWatcher(Asking):
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until every camera is a file that has ended, or until stopped; False when `timeout` came first."""
+        self._lock.check_process()
         left = deadline(3e7 if timeout is None else timeout)
         while not self._over.wait(min(0.1, left())):
             if self._state == "running" and all(post.finished for post in self._lanes):
@@ -101,13 +103,15 @@ class CameraWatcher(Asking):
         """Legal in every state, also twice. Open alerts get an `end`, sinks hand on what they hold; what still runs
         after `timeout` seconds is left to itself."""
         left = deadline(timeout)
+        if self._lock.is_forked:
+            return  # nothing of it runs here
         with self._lock:
             if self._state == "stopped":
                 return
             self._state, posts = "stopped", list(self._posts.values())
         for post in posts:
             post.close("the watcher was stopped")
-        readers = [threading.Thread(target=post.reader.stop, args=(left() / 2,), daemon=True) for post in posts]
+        readers = [threading.Thread(target=post.let_go, args=(left() / 2,), daemon=True) for post in posts]
         for thread in readers:
             thread.start()
         self._turns.stop(left() / 2)
@@ -131,34 +135,46 @@ class CameraWatcher(Asking):
         self._post(camera_id).resume()
 
     def add(self, camera: Camera) -> None:
-        """Watch one more. UsageError if there is one with this id, or no room for its window."""
+        """Watch one more. UsageError if there is one with this id, no room for its window, a question that cannot be
+        asked, or if it is removed again before it is there."""
+        check_camera(self._check, camera)
         with self._lock:
             if camera.id in self._posts:
                 raise UsageError(f"there is a camera {camera.id} already; remove it first or use another id")
             post = self._new_post(camera)
             self._posts[camera.id] = post  # holds the id while memory is taken
+            if self._state != "running":
+                self._lanes = (*self._lanes, post)
+                return
         try:
-            if self._state == "running":
-                self._in_turn(post.lane.recent.open)
-                post.reader.start()
-        except BaseException:
+            self._in_turn(post.open)
             with self._lock:
-                del self._posts[camera.id]
+                if self._posts.get(camera.id) is not post:
+                    raise UsageError(f"camera {camera.id} was removed while it was being added; add it again")
+                self._lanes = (*self._lanes, post)
+        except BaseException:
+            self._drop(post)
             raise
-        with self._lock:
-            self._lanes = (*self._lanes, post)
+        post.begin()  # does nothing if it was closed just now
 
     def remove(self, camera_id: str) -> None:
         """Watch it no more; its open alerts end. UsageError if there is none with this id."""
-        post = self._post(camera_id)
         with self._lock:
-            self._posts.pop(camera_id, None)
-            self._lanes = tuple(other for other in self._lanes if other is not post)
+            post = self._post(camera_id)
+            self._drop(post)
         post.close("the camera was removed")
-        threading.Thread(target=post.reader.stop, daemon=True).start()
+        threading.Thread(target=post.let_go, daemon=True).start()
+
+    def _drop(self, post: Post) -> None:
+        """Take a camera off the lists; not another that has its id by now."""
+        with self._lock:
+            if self._posts.get(post.camera.id) is post:
+                del self._posts[post.camera.id]
+            self._lanes = tuple(other for other in self._lanes if other is not post)
 
     def add_rule(self, rule: Rule) -> None:
-        """Ask one more question of every window. UsageError if there is one with this id."""
+        """Ask one more question of every window. UsageError if there is one with this id, or if it cannot be asked."""
+        self.check_rule(rule)
         with self._lock:
             for known in [self._rules, *({own.id: own for own in post.camera.rules} for post in self._posts.values())]:
                 if rule.id in known:
@@ -166,6 +182,10 @@ class CameraWatcher(Asking):
             for name in rule.cameras:
                 self._post(name)
             self._rules = {**self._rules, rule.id: rule}
+
+    def check_rule(self, rule: Rule) -> None:
+        """UsageError if the model could not be asked this."""
+        check_rule(self._check, rule)
 
     def remove_rule(self, rule_id: str) -> None:
         """Ask it no more; its open alerts end. UsageError if there is none with this id."""
@@ -222,7 +242,8 @@ class CameraWatcher(Asking):
              "dropped_frames": {reason: n}, "reconnects": {reason: n}, "last_frame_age_s", "frames" (given to the
              model), "frames_gated", "windows", "dropped_windows": {reason: n}, "failures", "vision_tokens_in",
              "vision_tokens_kept", "memory_frames", "kv_bytes", "answer_age_s", "last_frame_time" (UTC), "text",
-             "text_time", "alerts": {rule_id: {"on": bool, "score", "verdict", "since", "suppressed"}}}},
+             "text_time", "alerts": {rule_id: {"on": bool, "score", "mass", "verdict", "reason" (why it is unknown),
+             "since", "suppressed", "unknown" (windows: {"mass" | "between" | "failed": n})}}}},
          "sinks": [{"name", "queued", "delivered", "dropped", "failures", "error"}]}
         """
         with self._lock:
@@ -259,6 +280,9 @@ class CameraWatcher(Asking):
             reasons.append(f"the model has been at one thing for {self._clock.monotonic() - since:.0f} s")
         return reasons
 
+    def _check(self, prompt: str, answers: tuple[str, ...]) -> None:
+        self._llm.check_live(prompt, answers, self._live)
+
     def _new_post(self, camera: Camera) -> Post:
         def rules() -> list[Rule]:
             shared = [rule for rule in self._rules.values() if not rule.cameras or camera.id in rule.cameras]
@@ -280,8 +304,9 @@ class CameraWatcher(Asking):
         return post
 
     def _question(self, start: Callable[[], Iterator[Piece]]) -> Question:
-        if self._state == "new":
-            raise UsageError("the watcher was not started; call start() before asking")
+        with self._lock:
+            if self._state == "new":
+                raise UsageError("the watcher was not started; call start() before asking")
         return self._turns.submit(Question(start))
 
     def _in_turn(self, function: Callable[[], object]) -> None:

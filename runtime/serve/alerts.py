@@ -21,6 +21,7 @@ from dycoke_edge.runtime.serve.streams import FREE_TEXT
 from dycoke_edge.runtime.serve.thumbnails import Thumbnails
 
 RECENT = 100
+SETTINGS = ("alert_type", "threshold", "clear_threshold", "min_mass", "consecutive", "cooldown_s", "severity")
 
 
 class AlertRule(Strict):
@@ -34,6 +35,7 @@ class AlertRule(Strict):
     chunk_overlap_duration: Finite | None = None
     threshold: Annotated[Finite, Field(ge=0, le=1)] | None = None
     clear_threshold: Annotated[Finite, Field(ge=0, le=1)] | None = None
+    min_mass: Annotated[Finite, Field(ge=0, le=1)] | None = None
     consecutive: Annotated[int, Field(ge=1, le=1000)] | None = None
     cooldown_s: Annotated[Finite, Field(ge=0, le=86400)] | None = None
     severity: Literal["info", "warning", "critical"] | None = None
@@ -80,7 +82,7 @@ class Rules:
         """Replace a rule; its open alerts end. The old one stays if the new one is no good."""
         async with self._lock:
             before = self._watcher.rules[self._changeable(rule_id)]
-            self._rule(rule_id, new)
+            await self._service.apart(self._watcher.check_rule, self._rule(rule_id, new))
             await self._service.apart(self._watcher.remove_rule, rule_id)
             try:
                 return await self._put(rule_id, new)
@@ -111,10 +113,7 @@ class Rules:
             raise ApiError(404, "stream_id: no such camera; GET /v1/live-stream lists them", "stream_id", "not_found")
         for one in [camera] if camera else self._watcher.cameras.values():
             _check_window(new, one)
-        names = ("alert_type", "threshold", "clear_threshold", "consecutive", "cooldown_s", "severity")
-        given = {name: getattr(new, name) for name in names if getattr(new, name) is not None}
-        if new.threshold is not None and new.clear_threshold is None:
-            given["clear_threshold"] = min(new.threshold, Rule.clear_threshold)
+        given = {name: getattr(new, name) for name in SETTINGS if getattr(new, name) is not None}
         prompt = f"{new.system_prompt}\n{new.prompt}" if new.system_prompt else new.prompt
         return Rule(rule_id, prompt, cameras=(camera.id,) if camera else (), **given)
 
@@ -124,7 +123,7 @@ class Rules:
         if len(rule.cameras) > 1:
             shown["stream_ids"] = list(rule.cameras)  # type: ignore[assignment]
         asked = replace(rule, prompt=added.rule.prompt) if added else rule
-        names = ("prompt", "alert_type", "threshold", "clear_threshold", "consecutive", "cooldown_s", "severity")
+        names = ("prompt", *SETTINGS)
         more = {"system_prompt": added.rule.system_prompt, "created_at": rfc3339(added.created)} if added else {}
         return shown | {name: getattr(asked, name) for name in names} | more
 

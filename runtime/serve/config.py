@@ -184,8 +184,6 @@ def _camera(name: str, one: Any, defaults: Json) -> Camera:
 
 
 def _rule(key: str, name: str, options: Json) -> Rule:
-    if "threshold" in options and "clear_threshold" not in options:
-        options = options | {"clear_threshold": min(Rule.clear_threshold, options["threshold"])}
     return _group(key, Rule, options | {"id": name})  # type: ignore[no-any-return]
 
 

@@ -57,6 +57,14 @@ def _of_cameras(cameras: dict[str, Status]) -> Iterator[Metric]:
         for rule, state in one.get("alerts", {}).items()
     ]
     yield _gauge("dycoke_alert_state", "1 while an alert is open", ("camera", "rule"), alerts[: MOST * 8])
+    unknown = [
+        ((name, rule, why), float(count))
+        for name, one in cameras.items()
+        for rule, state in one.get("alerts", {}).items()
+        for why, count in state.get("unknown", {}).items()
+    ]
+    help = "Windows that said nothing about a rule: the model would say neither yes nor no (mass), between, failed"
+    yield _counter("dycoke_rule_unknown", help, ("camera", "rule", "reason"), unknown[: MOST * 8])
 
 
 def _of_model(status: Status, cameras: dict[str, Status]) -> Iterator[Metric]:

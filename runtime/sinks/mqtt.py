@@ -6,8 +6,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from dycoke_edge.errors import DycokeEdgeError, UsageError
+from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import Event
+from dycoke_edge.runtime.camera.redact import redact
 from dycoke_edge.runtime.sinks import discovery as home_assistant
 from dycoke_edge.runtime.sinks.bounded import FOR_EVER, BoundedSink, Transient
 
@@ -33,7 +34,9 @@ class MqttSink(BoundedSink):
     <camera>/status         online, offline, disabled; retained
     <camera>/description    what the camera's prompt was answered
     <camera>/rule/<id>      ON while an alert is open, else OFF; retained
-    <camera>/enabled/state  ON or OFF; retained. <camera>/enabled/set takes the same.
+    <camera>/enabled/state  ON or OFF; retained. <camera>/enabled/set takes the same; of many at once the newest counts.
+                            One that the broker retained is ignored: a command is for now, and after a restart or a lost
+                            connection an old one would switch a camera off again that was switched on since.
 
     Reconnects for ever; what is retained is published anew after each time. With `discovery`, e.g. "homeassistant",
     Home Assistant finds all of it by itself.
@@ -65,6 +68,9 @@ class MqttSink(BoundedSink):
         super().__init__(f"mqtt {host}", capacity, FOR_EVER, backoff=(0.1, 1.0))
         self._prefix, self._discovery, self._qos = prefix, discovery, qos
         self._controls: Controls | None = None
+        self.ignored = 0  # commands that the broker had retained
+        self._wishes = dict[str, bool]()  # by camera, the newest that was not carried out yet
+        self._switching = set[str]()  # cameras that a thread is at
         self._online = self._gave_up = False
         self._why = "no connection to the broker"
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=client_id)
@@ -77,6 +83,10 @@ class MqttSink(BoundedSink):
         self._client.on_disconnect = self._disconnected
         self._client.on_message = self._commanded
         self._client.connect_async(host, port, keepalive=30)
+
+    def status(self) -> dict[str, Any]:
+        """As every sink's, and `ignored`: commands that were retained."""
+        return super().status() | {"ignored": self.ignored}
 
     def bind(self, controls: Controls) -> None:
         """Let MQTT show and switch the cameras of a watcher; it calls this when it starts."""
@@ -173,15 +183,32 @@ class MqttSink(BoundedSink):
             self._changed.notify_all()
 
     def _commanded(self, client: Any, data: Any, message: Any) -> None:
-        """enabled/set: in a thread of its own, for letting a camera go may take a while."""
+        """enabled/set: in a thread of the camera's own, for letting it go may take a while."""
         camera = message.topic[len(self._prefix) + 1 :].split("/")[0]
         wanted = bytes(message.payload).strip().upper()
-        if self._controls is not None and wanted in (b"ON", b"OFF"):
-            threading.Thread(target=self._switch, args=(self._controls, camera, wanted == b"ON"), daemon=True).start()
+        if self._controls is None or wanted not in (b"ON", b"OFF"):
+            return
+        if message.retain:
+            self.ignored += 1
+            self.error = f"{message.topic} is retained by the broker, and was ignored; publish commands without retain"
+            return
+        with self._changed:
+            self._wishes[camera] = wanted == b"ON"
+            if camera in self._switching:
+                return
+            self._switching.add(camera)
+        threading.Thread(target=self._switch, args=(self._controls, camera), daemon=True).start()
 
-    def _switch(self, controls: Controls, camera: str, on: bool) -> None:
-        try:
-            (controls.resume if on else controls.pause)(camera)
-        except DycokeEdgeError as error:  # e.g. a camera that was removed
-            self.failures += 1
-            self.error = str(error)
+    def _switch(self, controls: Controls, camera: str) -> None:
+        """Do what is wished for a camera until nothing new was, one after the other."""
+        while True:
+            with self._changed:
+                if camera not in self._wishes:
+                    self._switching.discard(camera)
+                    return
+                on = self._wishes.pop(camera)
+            try:
+                (controls.resume if on else controls.pause)(camera)
+            except Exception as error:  # e.g. a camera that was removed; the next wish is carried out all the same
+                self.failures += 1
+                self.error = redact(str(error))

@@ -88,9 +88,9 @@ class Listener:
         """What was heard on a topic."""
         return [payload for where, payload in list(self.heard) if where == topic]
 
-    def say(self, topic: str, payload: str) -> None:
+    def say(self, topic: str, payload: str, retain: bool = False) -> None:
         """Publish."""
-        self._client.publish(topic, payload).wait_for_publish(30)
+        self._client.publish(topic, payload, retain=retain).wait_for_publish(30)
 
     def close(self) -> None:
         """Leave."""
