@@ -160,6 +160,10 @@ class Compression(Options):
                 "weigh (--weigh) is nothing that the released code does; use it with --mode paper, or leave it out"
             )
 
+    def of_picture(self) -> Compression:
+        """These settings for a single picture, which repeats nothing: coverage leaves it whole."""
+        return dataclasses.replace(self, budget=1.0, prune_ratio=0.0) if self.mode == "coverage" else self
+
     @classmethod
     def off(cls) -> Compression:
         """The same graphs without compression: nothing merged, nothing set aside."""
@@ -169,8 +173,13 @@ class Compression(Options):
     def merges(self) -> bool:
         """Merge has something to do: tokens to drop, or rows to find that keep parks."""
         if self.mode == "coverage":
-            return self.budget < 1 or (self.keep == "coverage" and self.prune_ratio > 0)
+            return self.budget < 1 or self.covered_ratio > 0
         return self.merge_ratio > 0
+
+    @property
+    def covered_ratio(self) -> float:
+        """The share of its tokens that keep by coverage parks; 0 where keep is by attention."""
+        return self.prune_ratio if self.keep == "coverage" else 0.0
 
     @property
     def counted(self) -> bool:

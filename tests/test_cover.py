@@ -98,10 +98,20 @@ def test_how_many_stay(per_frame: int, budget: float, kept: int) -> None:
 
 def test_defaults_follow_the_mode() -> None:
     ours, paper = Compression(), Compression(merge_ratio=0.5)
-    assert (ours.mode, ours.budget, ours.merge_ratio, ours.keep, ours.positions) == ("coverage", 0.25, 0, "coverage", "keep")
+    assert (ours.mode, ours.budget, ours.merge_ratio, ours.keep, ours.positions) == (
+        "coverage",
+        0.25,
+        0,
+        "coverage",
+        "keep",
+    )
     assert (paper.mode, paper.budget, paper.merge_ratio, paper.keep) == ("paper", 1, 0.5, "attention")
     assert (paper.prune_ratio, paper.positions) == (0.7, "reassign")
-    assert not Compression.off().merges and Compression(budget=1).merges and not Compression(budget=1, prune_ratio=0).merges
+    assert (
+        not Compression.off().merges
+        and Compression(budget=1).merges
+        and not Compression(budget=1, prune_ratio=0).merges
+    )
 
 
 @pytest.mark.parametrize(

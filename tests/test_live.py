@@ -33,9 +33,11 @@ PLAIN = LiveSpec(
 )  # nothing that the offline path has not
 COMPRESSIONS = {
     "off": Compression.off(),
-    "merge": Compression(prune_ratio=0.0),
+    "merge": Compression(mode="paper", prune_ratio=0.0),
     "merge and prune": OFTEN,
-    "positions keep": Compression(refresh_threshold=0.95, positions="keep"),
+    "positions keep": Compression(mode="paper", refresh_threshold=0.95, positions="keep"),
+    "coverage": Compression(budget=0.5),
+    "coverage attended": Compression(budget=0.3, keep="attention", prune_ratio=0.7, positions="reassign"),
 }
 
 
@@ -792,4 +794,6 @@ def test_any_order_of_calls_keeps_the_books(limited: Callable[[int], VideoLLM], 
         assert decoder.position <= llm.bundle.model.max_positions
         assert live.stats.frames == live.stats.gated + live.stats.encoded
         assert len(live._window) <= live.num_frames or not live._window
-        assert kv.num_visual <= kv.counts[0].sum() <= live.num_frames * N and (not live.num_frames or kv.counts.min() > 0)
+        assert kv.num_visual <= kv.counts[0].sum() <= live.num_frames * N and (
+            not live.num_frames or kv.counts.min() > 0
+        )
