@@ -346,7 +346,7 @@ BENCH_MODES = ("vision", "merge", "prefill", "decode", "e2e")
 class BenchSpec(Options):
     """What is measured on a device, and how often."""
 
-    mode: tuple[str, ...] = option(BENCH_MODES, "stages to measure", choices=BENCH_MODES)
+    stages: tuple[str, ...] = option(BENCH_MODES, "stages to measure", choices=BENCH_MODES)
     num_frames: int = option(8, "frames of the video", 1, 2**16)
     prompt_tokens: int = option(20, "tokens of the question, its chat template not counted", 1, 2**16)
     new_tokens: int = option(128, "tokens of the answer", 2, 2**16)
@@ -360,5 +360,5 @@ class BenchSpec(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mode:
-            raise UsageError(f"mode=() (--mode) measures nothing; use e.g. --mode {BENCH_MODES[0]}")
+        if not self.stages:
+            raise UsageError(f"stages=() (--stages) measures nothing; use e.g. --stages {BENCH_MODES[0]}")

@@ -79,7 +79,11 @@ CASES = {
     "coverage": Case(9, 3, Compression(budget=0.5), refreshes=0, returned=0),
     "coverage-little": Case(16, 2, Compression(budget=0.25, prune_ratio=0.25), refreshes=0, returned=0),
     "coverage-attended": Case(
-        16, 2, Compression(budget=0.5, prune_ratio=0.7, keep="attention", positions="reassign"), refreshes=34, returned=33
+        16,
+        2,
+        Compression(budget=0.5, prune_ratio=0.7, keep="attention", positions="reassign"),
+        refreshes=34,
+        returned=33,
     ),
     "official": Case(16, 1, Compression(mode="official", refresh_threshold=0.8), refreshes=9, returned=3),
     "free-parked": Case(9, 0, Compression(mode="paper", free_parked=True), refreshes=1, returned=0),
