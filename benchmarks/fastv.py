@@ -32,7 +32,7 @@ def see(decoder: Decoder, visual: Array, positions: Array, span: int, counts: Ar
     hidden = np.empty_like(visual)
     for part in layers.chunks(kv, len(visual)):
         if counts is not None:
-            kv.weigh(counts[:, : part.stop])
+            kv.weigh_next(counts[:, part])
         inputs, _ = layers.shallow(kv, visual[part], decoder.position + positions[part], "left")
         hidden[part] = inputs["hidden"]
         kv.grow_left(part.stop - part.start)

@@ -50,6 +50,10 @@ class HostRows:
     def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
         """Nothing: the graphs take it with their mask."""
 
+    def weigh_there(self, rows: slice, counts: Any) -> None:
+        """Counts lie on the host as well: `weigh` takes them."""
+        raise AssertionError("rows of the host are weighed by arrays of the host")
+
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows, in fp32."""
         half = cos.size

@@ -48,6 +48,9 @@ class Rows(Protocol):
         """From now on `bias` [2, n] is added to the scores of these rows, until `clear`; where rows go, it goes. Row
         1 is for deep layers in a decode step, row 0 for all else."""
 
+    def weigh_there(self, rows: slice, counts: Any) -> None:
+        """The same by counts [2, n] that lie where the rows do."""
+
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows by one angle a dimension pair, cos and sin [D/2]."""
 
@@ -70,7 +73,7 @@ class KVBuffer:
         self.capacity = capacity
         self.rows: Rows = rows or HostRows(spec, capacity)
         self._slot = np.zeros(capacity, np.int64)
-        self._counts: Counts | None = None
+        self._parts: list[Any] = []  # counts [2, n] of tokens from the oldest on, on the host or on a GPU
         self.reset(text_rows=0)
 
     def reset(self, text_rows: int) -> None:
@@ -82,7 +85,8 @@ class KVBuffer:
         self.num_active = 0
         self.num_text = 0
         self.freed = False
-        self._counts = None
+        self.weighed = False  # visual tokens have weights: `bias` says what they add
+        self._parts = []
         self.rows.clear()
 
     @property
@@ -144,33 +148,49 @@ class KVBuffer:
         return slice(start, start + count)
 
     @property
-    def weighed(self) -> bool:
-        """Visual tokens have weights: `bias` says what they add."""
-        return self._counts is not None
-
-    @property
     def counts(self) -> Counts:
-        """int64 [2, num_visual]: for how many tokens each visual token stands, as `dycoke.Covered` has them."""
-        return np.ones((2, self.num_visual), np.int64) if self._counts is None else self._counts[:, : self.num_visual]
+        """int64 [2, num_visual]: for how many tokens each visual token stands, as `dycoke.Covered` has them. Waits
+        for a GPU that knows them alone."""
+        return self._all_counts()[:, : self.num_visual] if self.weighed else np.ones((2, self.num_visual), np.int64)
+
+    def _all_counts(self) -> Counts:
+        """Those of tokens that are being computed included."""
+        if len(self._parts) != 1 or not isinstance(self._parts[0], np.ndarray):
+            host = [np.asarray(part) for part in self._parts]
+            self._parts = [np.concatenate([np.empty((2, 0), np.int64), *host], 1)]
+        counts: Counts = self._parts[0]
+        return counts
 
     def weigh(self, counts: Counts) -> None:
-        """For how many tokens each visual token stands from now on: int64 [2, num_visual + T], those that `left(T)` is
-        for included. A token that stands for n has log(n) added to every score (arXiv 2210.09461, section 3.4)."""
-        self._counts = counts
-        self._place(counts.shape[1] - self.num_visual)
-        rows = slice(self.origin - counts.shape[1], self.origin)
+        """For how many tokens each visual token stands from now on: int64 [2, num_visual]. A token that stands for n
+        has log(n) added to every score (arXiv 2210.09461, section 3.4)."""
+        assert counts.shape[1] == self.num_visual
+        self.weighed, self._parts = True, [counts]
+        rows = slice(self.origin - self.num_visual, self.origin)
         self.rows.weigh(rows, self.bias(rows))
+
+    def weigh_next(self, counts: Any) -> None:
+        """The same for the tokens that `left(n)` is for: [2, n], on the host or where the rows lie."""
+        assert self.weighed or not self.num_visual, "all tokens have weights or none has"
+        count = counts.shape[1]
+        self._place(count)
+        self.weighed = True
+        self._parts.append(counts)
+        if isinstance(counts, np.ndarray):
+            self.rows.weigh(self.left(count), np.log(np.maximum(counts, 1)).astype(np.float32))
+        else:
+            self.rows.weigh_there(self.left(count), counts)
 
     def bias(self, rows: slice) -> NDArray[np.float32]:
         """fp32 [2, n]: what is added to the scores of these rows of a weighed buffer, 0 for text; row 1 for deep layers
         in a decode step, to which a parked row counts nothing."""
-        assert self._counts is not None
         added = np.zeros((2, rows.stop - rows.start), np.float32)
         if rows.start >= self.origin:
             return added
-        slot = self.slot[: self._counts.shape[1]]
+        counts = self._all_counts()
+        slot = self.slot[: counts.shape[1]]
         there = (slot >= rows.start) & (slot < rows.stop)
-        added[:, slot[there] - rows.start] = np.log(np.maximum(self._counts[:, there], 1))
+        added[:, slot[there] - rows.start] = np.log(np.maximum(counts[:, there], 1))
         return added
 
     def covering(self) -> Mask:
@@ -227,8 +247,15 @@ class KVBuffer:
         start = self.origin - self.num_visual
         self._pack(old, start, start + count)
         self.slot[: self.num_visual - count] = self.slot[count : self.num_visual].copy()
-        self._counts = None if self._counts is None else self._counts[:, count:]
+        self._forget_counts(count)
         self.num_visual -= count
+
+    def _forget_counts(self, count: int) -> None:
+        """Of the `count` oldest tokens: whole parts where they end together, so that no GPU is waited for."""
+        while self._parts and count >= self._parts[0].shape[1]:
+            count -= self._parts.pop(0).shape[1]
+        if self._parts and count:
+            self._parts = [self._all_counts()[:, count:]]
 
     def rotate(self, cos: NDArray[np.float64], sin: NDArray[np.float64]) -> None:
         """Turn the K of every visual row by one angle a dimension pair, cos and sin [D/2]: RoPE positions move by a

@@ -16,6 +16,7 @@ from dycoke_edge.errors import EngineError
 from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
 from dycoke_edge.runtime.gpu.rows import DeviceRows
 from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.positions import Positions
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Side, Step
 
@@ -98,13 +99,14 @@ class GraphLayers:
         kv: KVBuffer,
         visual: AnyArray,
         text: NDArray[np.int64],
-        positions: NDArray[np.integer],
+        positions: Positions,
         counts: Counts | None = None,
     ) -> None:
-        """Visual tokens [M, E], then text [Q], at positions [M + Q]. A run writes its rows to one place, so that none
-        takes tokens of both."""
-        self._add(kv, visual, positions[: len(visual)], "left", counts)
-        self._add(kv, self.embed[text], positions[len(visual) :], "right")
+        """Visual tokens [M, E], then text [Q]. A run writes its rows to one place, so that none takes tokens of
+        both."""
+        at = positions.on_host(len(text))
+        self._add(kv, visual, at[: len(visual)], "left", counts)
+        self._add(kv, self.embed[text], at[len(visual) :], "right")
 
     def chunks(self, kv: KVBuffer, total: int) -> Iterator[slice]:
         """Cut `total` tokens into chunks, smaller ones behind many cached rows: scores take T * (S + T) a head."""
@@ -127,7 +129,7 @@ class GraphLayers:
         grow = kv.grow_left if side == "left" else kv.grow_right
         for part in self.chunks(kv, len(embeds)):
             if counts is not None:
-                kv.weigh(counts[:, : kv.num_visual + part.stop - part.start])
+                kv.weigh_next(np.asarray(counts[:, part]))
             inputs, rows = self.shallow(kv, embeds[part], positions[part], side)
             self.deep(kv, inputs, rows)
             grow(part.stop - part.start)

@@ -8,13 +8,13 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, LiveSpec, Sampling
-from dycoke_edge.dycoke import Counts, stand_ins
+from dycoke_edge.dycoke import stand_ins
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
 from dycoke_edge.runtime.conversation import Asked
@@ -208,11 +208,14 @@ class LiveVideo:
         kept = merged.tokens
         frame = Held(len(kept), len(tokens) if keep else len(kept), time, time)
         evicted = self._make_room(frame)
-        counts, numbers = self._counts(merged, anchor)
         try:
             with self.stats.timed("prefill"):
-                positions = merged.index if keep else np.arange(len(kept), dtype=np.int32)
-                self._see(kept, positions, frame.span, counts)
+                if self._empty:
+                    self._decoder.begin(self._prefix, self._room.text)
+                    self._empty = False
+                counts, numbers = self._counts(merged, anchor)
+                places = merged.index if keep else np.arange(len(kept), dtype=np.int32)
+                self._decoder.see(kept, places, frame.span, counts)
         except BaseException:
             self.clear()  # rows of half a frame may be there
             raise
@@ -229,18 +232,20 @@ class LiveVideo:
         ratio = self.compression.merge_ratio
         return visual.Merged(*visual.merge_frame(self.bundle, self.engine, before, tokens, ratio))
 
-    def _counts(self, merged: visual.Merged, anchor: Compared | None) -> tuple[Counts | None, NDArray[np.int64]]:
-        """For how many tokens each one in memory stands with this frame, [2, num_visual + m], None where nothing is
-        counted; and the numbers of those that stand for the frame's own."""
+    def _counts(self, merged: visual.Merged, anchor: Compared | None) -> tuple[Any, NDArray[np.int64]]:
+        """For how many tokens each of a frame's stands, [2, m], None where nothing is counted; and the numbers of those
+        that stand for the frame's own. In mode "paper" what is in memory counts for more from now on."""
         if not self.compression.counted:
             return None, NOT_COUNTED
-        before = self.kv.counts
         if merged.counts is not None:
-            return np.concatenate((before, merged.counts), 1), NOT_COUNTED
+            return merged.counts, NOT_COUNTED
+        before = self.kv.counts
         numbers = stand_ins(np.asarray(merged.index), before.shape[1], anchor.numbers if anchor else None)
         counts = np.bincount(numbers, minlength=before.shape[1] + len(merged.tokens))
         counts[: before.shape[1]] += before[0]
-        return np.stack((counts, counts)), numbers
+        counts = np.stack((counts, counts))
+        self._decoder.weigh(counts[:, : before.shape[1]])
+        return counts[:, before.shape[1] :], numbers
 
     def _repeats(self, image: Image) -> bool:
         if self._gate is None or not self._frames:
@@ -267,13 +272,6 @@ class LiveVideo:
         self._decoder.forget(oldest.rows, oldest.span)
         self._window.evicted(oldest.rows)
         self.stats.evicted_tokens += oldest.rows
-
-    def _see(self, kept: AnyArray, positions: AnyArray, span: int, counts: Counts | None) -> None:
-        """Prefill a frame's kept tokens [m, E]."""
-        if self._empty:
-            self._decoder.begin(self._prefix, self._room.text)
-            self._empty = False
-        self._decoder.see(kept, positions, span, counts)
 
     def _question(self, prompt: Asked) -> Ids:
         """The ids after the video: the newline that the model puts there, the question, the template's end."""

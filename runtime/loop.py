@@ -15,6 +15,7 @@ from dycoke_edge.errors import KVOverflow, UsageError
 from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.exclusive import Exclusive
 from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.positions import Positions
 from dycoke_edge.runtime.step import Step
 
 Array = NDArray[Any]
@@ -31,7 +32,7 @@ class Prompt:
     visual: AnyArray = field(default_factory=lambda: NO_VISUAL)  # [M, E]
     visual_positions: AnyArray = field(default_factory=lambda: NO_TEXT)  # [M], counted from the span's first position
     visual_span: int = 0  # positions the visual span takes
-    counts: Counts | None = None  # [2, M], for how many tokens each visual one stands; None: nothing is weighed
+    counts: Any = None  # [2, M] on the host or a GPU, for how many tokens each visual one stands; None: not weighed
 
     @property
     def num_visual(self) -> int:
@@ -68,13 +69,11 @@ class Layers(Protocol):
     def reserve(self, kv: KVBuffer) -> None:
         """Scratch memory for a KV buffer, once for the largest that is served."""
 
-    def prefill(
-        self, kv: KVBuffer, visual: AnyArray, text: Ids, positions: NDArray[np.integer], counts: Counts | None = None
-    ) -> None:
-        """Compute a part of a prompt, visual tokens [M, E] and then text [Q] at positions [M + Q], either of them
-        possibly empty, and add their rows to the left and the right of the buffer. It is cut so that it fits the
-        scratch memory; when that fails half-way, the rows of what came before are there. `counts` [2, num_visual +
-        M] are given to the buffer as the tokens they are for are computed."""
+    def prefill(self, kv: KVBuffer, visual: AnyArray, text: Ids, positions: Positions, counts: Any = None) -> None:
+        """Compute a part of a prompt, visual tokens [M, E] and then text [Q], either of them possibly empty, and add
+        their rows to the left and the right of the buffer. It is cut so that it fits the scratch memory; when that
+        fails half-way, the rows of what came before are there. `counts` [2, M], on the host or where the rows lie, are
+        given to the buffer as the tokens they are for are computed."""
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """`max_new_tokens` tokens, the first from `logits`; each is computed when it is asked for, at the earliest
@@ -114,15 +113,19 @@ class Decoder:
         self.kv.reset(text_rows)
         self.position = self._prefix = self._oldest = self._newest = 0
 
-    def see(self, visual: AnyArray, positions: AnyArray, span: int, counts: Counts | None = None) -> None:
-        """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
+    def see(self, visual: AnyArray, places: AnyArray, span: int, counts: Any = None) -> None:
+        """Add visual tokens [M, E]; places [M] count from the first of the `span` positions that they take.
 
-        `counts` [2, num_visual + M] say for how many tokens each visual token stands, those that are there already and
-        these; given once, they are given always. A question and its answer are forgotten first: what comes later in
-        the video must not see them.
+        `counts` [2, M] say for how many tokens each of them stands; given once, they are given always. A question and
+        its answer are forgotten first: what comes later in the video must not see them.
         """
         assert self.kv.weighed <= (counts is not None), "all tokens have weights or none has"
-        self._compute(visual, positions, span, NO_TEXT, counts)
+        self._compute(visual, places, span, NO_TEXT, counts)
+
+    def weigh(self, counts: Counts) -> None:
+        """For how many tokens those that were seen stand from now on: [2, num_visual]."""
+        self.rewind()
+        self.kv.weigh(counts)
 
     def read(self, suffix: Ids) -> None:
         """Compute a question [Q] after all that was seen; `logits` are then those of the answer's first token."""
@@ -194,14 +197,9 @@ class Decoder:
             if self._request != request:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")
 
-    def _compute(
-        self, visual: AnyArray, positions: AnyArray, span: int, text: Ids, counts: Counts | None = None
-    ) -> None:
+    def _compute(self, visual: AnyArray, places: AnyArray, span: int, text: Ids, counts: Any = None) -> None:
         """Forget what was asked, add visual tokens that take `span` positions, and read text after them."""
         self.rewind()
-        if counts is not None:  # also where all of a frame was dropped
-            self.kv.weigh(counts[:, : self.kv.num_visual])
         newest = self.position + span
-        at = np.concatenate((self.position + np.asarray(positions), newest + np.arange(len(text))))
-        self.layers.prefill(self.kv, visual, text, at, counts)
+        self.layers.prefill(self.kv, visual, text, Positions(places, self.position, newest), counts)
         self._newest, self.position = newest, newest + len(text)

@@ -29,6 +29,7 @@ from dycoke_edge.dycoke import (
 )
 from dycoke_edge.runtime.engine import AnyArray, Engine, device_of
 from dycoke_edge.runtime.gpu import merge as on_gpu
+from dycoke_edge.runtime.gpu.cover import DeviceCounts
 from dycoke_edge.runtime.gpu.cover import cover as cover_on_gpu
 from dycoke_edge.runtime.gpu.cover import cover_frame as cover_frame_on_gpu
 from dycoke_edge.runtime.gpu.device import DeviceArray
@@ -73,7 +74,7 @@ class Merged:
 
     tokens: AnyArray
     index: AnyArray
-    counts: Counts | None = None
+    counts: Counts | DeviceCounts | None = None
 
 
 def merge(bundle: Bundle, engine: Engine, tokens: AnyArray, compression: Compression) -> Merged:

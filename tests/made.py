@@ -9,9 +9,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import time
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("export/**/*", "dycoke_edge/*.py", "benchmarks/random_*.py", "tests/lively.py")
+KEPT_S = 24 * 3600.0  # another run may be reading them
 LIBRARIES = ("numpy", "onnx", "optimum", "torch", "transformers")
 
 
@@ -28,13 +30,13 @@ def fingerprint() -> str:
 
 
 class Made:
-    """A folder of things made from today's sources. What older sources made is removed."""
+    """A folder of things made from today's sources. What was made from others is removed a day later."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / fingerprint()
         with _locked(folder):
             for old in folder.iterdir():
-                if old.is_dir() and old != self._folder:
+                if old.is_dir() and old != self._folder and time() - old.stat().st_mtime > KEPT_S:
                     shutil.rmtree(old, ignore_errors=True)
             self._folder.mkdir(exist_ok=True)
 

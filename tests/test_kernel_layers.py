@@ -22,7 +22,8 @@ from dycoke_edge.runtime.gpu.layers import KernelLayers
 from dycoke_edge.runtime.gpu.prefill import Prefill
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.live import LiveVideo
-from dycoke_edge.runtime.loop import NO_VISUAL, Decoder
+from dycoke_edge.runtime.loop import NO_TEXT, NO_VISUAL, Decoder
+from dycoke_edge.runtime.positions import Positions
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Step
 from tests import lively
@@ -219,7 +220,7 @@ def test_half_precision(half_bundle: Path, device: Device) -> None:
     assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
     for token in range(4):  # and so does a step over what was cached
         for llm in (host, own):
-            llm._decoder.layers.prefill(llm.kv, NO_VISUAL, np.array([token]), np.array([40 + token]))
+            llm._decoder.layers.prefill(llm.kv, NO_VISUAL, np.array([token]), Positions(NO_TEXT, 0, 40 + token))
         a, b = host._decoder.logits[0], own._decoder.logits[0]
         assert np.abs(a - b).max() < 0.02 * np.abs(a).max()
 

@@ -285,7 +285,8 @@ def test_weights_go_where_their_tokens_go(where: str) -> None:
         if move == "see":  # what comes changes what older tokens stand for
             coming = int(random.integers(0, room.start + 1))
             counts = random.integers(0, 9, (2, counts.shape[1] + coming))
-            kv.weigh(counts)
+            kv.weigh(counts[:, : kv.num_visual])
+            kv.weigh_next(counts[:, kv.num_visual :])
             kv.grow_left(coming)
         elif move == "evict":
             gone = int(random.integers(0, counts.shape[1] + 1))

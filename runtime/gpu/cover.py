@@ -4,21 +4,42 @@ that picks."""
 from __future__ import annotations
 
 from ctypes import c_int32
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from dycoke_edge.dycoke import PAIR, Counts
+from dycoke_edge.dycoke import PAIR
 from dycoke_edge.runtime.gpu.device import DeviceArray
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 
 COVER_BLOCK = 1024  # threads; of kernels/cover.cu
-# kept tokens [M, E]; on the host flat places int32 [M] and counts [2, M]
-Found = tuple[DeviceArray, NDArray[np.int32], Counts]
+
+
+class DeviceCounts:
+    """Counts [2, n] in a GPU's memory: some columns of an array int32 [2, M], taken as numpy takes them."""
+
+    def __init__(self, counts: DeviceArray, first: int, stop: int) -> None:
+        self.array, self.first, self.shape = counts, first, (2, stop - first)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> DeviceCounts:
+        """`[:, a:b]`, and nothing else."""
+        rows, columns = key
+        assert rows == slice(None), "both rows go together"
+        start, stop, _ = columns.indices(self.shape[1])
+        return DeviceCounts(self.array, self.first + start, self.first + max(start, stop))
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """int64 on the host; waits."""
+        own = self.array.numpy()[:, self.first : self.first + self.shape[1]]
+        return own.astype(dtype or np.int64)
+
+
+Found = tuple[DeviceArray, DeviceArray, DeviceCounts]  # kept tokens [M, E], flat places int32 [M], counts [2, M]
 
 
 def cover(tokens: DeviceArray, kept: int, active: int) -> Found:
-    """Mode "coverage" for tokens [F, N, E], `kept` of every frame. Waits for places and counts."""
+    """Mode "coverage" for tokens [F, N, E], `kept` of every frame."""
     device, (frames, per_frame, width) = tokens.device, tokens.shape
     pairs, odd = divmod(frames, PAIR)
     alike = DeviceArray.empty(device, (pairs + odd, PAIR * per_frame * PAIR * per_frame), np.float32)
@@ -45,8 +66,8 @@ def _picked(
 ) -> Found:
     """Tokens [F * N, E], and of each pair the products of its rows, the `known` ones first."""
     device, total, width = tokens.device, frames * kept, tokens.shape[1]
-    found = DeviceArray.empty(device, (3, total), np.int32)  # together, so that they are waited for once
-    index, counts = found[0], found[1:]
+    index = DeviceArray.empty(device, (total,), np.int32)
+    counts = DeviceArray.empty(device, (2, total), np.int32)
     out = DeviceArray.empty(device, (total, width), tokens.dtype)
     sizes = known, frames, per_frame, kept, active
     chosen = alike, c_int32(alike.shape[1]), index, counts
@@ -54,5 +75,4 @@ def _picked(
     moved = tokens, index, out
     name = f"gather_{suffix(tokens.dtype)}"
     device.kernel(name, warps(total), BLOCK, *moved, c_int32(total), c_int32(width))()
-    host = found.numpy()
-    return out, host[0], host[1:].astype(np.int64)
+    return out, index, DeviceCounts(counts, 0, total)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import Compression, Sampling
 from dycoke_edge.dycoke import Counts
+from dycoke_edge.runtime.gpu.cover import DeviceCounts
 from dycoke_edge.runtime.gpu.decode import DecodeScratch, DecodeStep
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 from dycoke_edge.runtime.gpu.prefill import Prefill
@@ -20,6 +21,7 @@ from dycoke_edge.runtime.gpu.state import KEEP
 from dycoke_edge.runtime.gpu.weights import Weights
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.layers import keeps_cover, rope_frequencies
+from dycoke_edge.runtime.positions import Positions
 from dycoke_edge.runtime.sampling import Sampler
 from dycoke_edge.runtime.step import Step
 
@@ -74,18 +76,19 @@ class KernelLayers:
         kv: KVBuffer,
         visual: Array | DeviceArray,
         text: NDArray[np.int64],
-        positions: NDArray[np.integer],
-        counts: Counts | None = None,
+        positions: Positions,
+        counts: Counts | DeviceCounts | None = None,
     ) -> None:
-        """Visual tokens [M, E], on the host or on this GPU, then text [Q], at positions [M + Q]: as few passes as the
-        scratch memory allows, of which one may take tokens of both."""
+        """Visual tokens [M, E], on the host or on this GPU, then text [Q]: as few passes as the scratch memory
+        allows, of which one may take tokens of both. Waits for nothing."""
         seen, chunk = len(visual), self._prefill.chunk
         for start in range(0, seen + len(text), chunk):
             stop = start + chunk
             new, said = visual[start:stop], text[max(start - seen, 0) : max(stop - seen, 0)]
             if counts is not None:
-                kv.weigh(counts[:, : kv.num_visual + len(new)])
-            self._prefill.run(kv, new, said, positions[start:stop])
+                kv.weigh_next(counts[:, start : start + len(new)])
+            at = Positions(positions.places[start:stop], positions.first, positions.text + max(start - seen, 0))
+            self._prefill.run(kv, new, said, at)
             self._count(kv, len(new) + len(said))
             if len(new):
                 kv.grow_left(len(new))
@@ -95,15 +98,17 @@ class KernelLayers:
         """Tokens. Greedy ones are computed ahead of being read, so that the GPU never waits for the host."""
         attends = compression.keep == "attention" and compression.prune_ratio > 0
         choosing = attends and kv.num_visual > 0 and not kv.freed
-        if keeps_cover(kv, compression):
-            kv.refresh(kv.covering())
-            kv.freed = compression.free_parked
+        covers = keeps_cover(kv, compression)
         step, sampler, most = self._step(kv, choosing), Sampler(sampling), sampling.max_new_tokens
         self._begin(step, kv, position, compression, choosing)
         greedy, first = sampling.temperature == 0, step.records.count
         step.first(self._prefill.x)
         for read in range(most):
             ahead = AHEAD if greedy and read else 0  # not before the first, which somebody may be timing
+            if covers and read == 1:  # the GPU is done with the first token, and with what was counted
+                kv.refresh(kv.covering())
+                kv.freed = compression.free_parked
+                step.records.tell("num_active", kv.num_active)
             while step.records.count - first < min(most, read + 1 + ahead):
                 step.next(self.captured)
                 self._count(kv, 1)

@@ -17,6 +17,7 @@ from dycoke_edge.runtime.gpu.kernels import BLOCK, VECTOR, suffix, warps
 from dycoke_edge.runtime.gpu.rows import NULL, DeviceRows
 from dycoke_edge.runtime.gpu.weights import Layer, Weights
 from dycoke_edge.runtime.kv import KVBuffer
+from dycoke_edge.runtime.positions import Positions
 
 
 class Prefill:
@@ -45,9 +46,9 @@ class Prefill:
         self.x = self.hidden[0]
 
     def run(
-        self, kv: KVBuffer, visual: NDArray[Any] | DeviceArray, text: NDArray[np.int64], positions: NDArray[np.integer]
+        self, kv: KVBuffer, visual: NDArray[Any] | DeviceArray, text: NDArray[np.int64], positions: Positions
     ) -> None:
-        """Visual tokens [M, E], then text [Q], at positions [M + Q], into the next rows of either side. Changes no
+        """Visual tokens [M, E], then text [Q], into the next rows of either side. Changes no
         count; KVOverflow if there is no room."""
         left, right = len(visual), len(text)
         shallow, parked = slice(kv.left(left).start, kv.right(right).stop), kv.num_visual - kv.num_active
@@ -64,12 +65,16 @@ class Prefill:
             self._finish(layer, part)
         self.x = self.hidden[left + right - 1]
 
-    def _embed(
-        self, visual: NDArray[Any] | DeviceArray, text: NDArray[np.int64], positions: NDArray[np.integer]
-    ) -> None:
+    def _embed(self, visual: NDArray[Any] | DeviceArray, text: NDArray[np.int64], positions: Positions) -> None:
         """Rows of `hidden` and `turns`."""
-        left, right, count, width = len(visual), len(text), len(positions), self.spec.hidden_size
-        self.positions[:count] = positions.astype(np.int32)
+        left, right, width = len(visual), len(text), self.spec.hidden_size
+        count = left + right
+        if isinstance(positions.places, DeviceArray):
+            shifted = positions.places, self.positions, c_int32(positions.first), c_int32(left)
+            self.device.kernel("shift", -(-left // BLOCK), BLOCK, *shifted)()
+            self.positions[left:count] = (positions.text + np.arange(right)).astype(np.int32)
+        else:
+            self.positions[:count] = positions.on_host(right).astype(np.int32)
         if left:
             self.embeds[:left] = visual
         if right:

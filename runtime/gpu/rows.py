@@ -74,13 +74,27 @@ class DeviceRows:
 
     def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
         """From now on `bias` [2, n] is added to the scores of these rows, until `clear`; 0 to those of others."""
+        bound = self._bound()
+        for row in range(2):
+            bound[row][rows] = bias[row]
+
+    def weigh_there(self, rows: slice, counts: Any) -> None:
+        """The same by counts [2, n], DeviceCounts of `cover`, without the host."""
+        count = counts.shape[1]
+        if not count:
+            return
+        sizes = c_int32(counts.array.shape[1]), c_int32(counts.first)
+        to = self._bound(), c_int32(self.capacity), c_int32(rows.start), c_int32(count)
+        self.device.kernel("weigh_rows", -(-2 * count // BLOCK), BLOCK, counts.array, *sizes, *to)()
+
+    def _bound(self) -> DeviceArray:
+        """The bias of all rows, 0 where nothing was weighed since `clear`."""
         if self._bias is None:
             self._bias = DeviceArray.empty(self.device, (2, self.capacity), np.float32)
         elif not self._weighed:
             self.device.zero(self._bias.address, self._bias.nbytes)
         self._weighed = True
-        for row in range(2):
-            self._bias[row][rows] = bias[row]
+        return self._bias
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows, in fp32."""

@@ -43,25 +43,6 @@ extern "C" __global__ void KERNEL(weigh)(State* state, const float* scores, cons
 
 constexpr int CHOOSERS = 1024;
 
-// Sum of `value` over the threads before this one; the sum over all comes back in `total`. Whole block.
-DEVICE int ranked(int value, int* scratch, int* total) {
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    int other = warp_shuffle_up(sum, step);
-    if (lane >= step) sum += other;
-  }
-  __syncthreads();
-  if (lane == 31) scratch[warp] = sum;
-  __syncthreads();
-  int before = 0, all = 0;
-  for (int w = 0; w < CHOOSERS / 32; w++) {
-    if (w < warp) before += scratch[w];
-    all += scratch[w];
-  }
-  *total = all;
-  return before + sum - value;
-}
-
 // The key of which `wanted` are larger or equal, by radix: attention is never negative, so its bits are ordered.
 // `ties` is how many that equal it belong to the wanted ones.
 DEVICE unsigned kth_largest(const float* attention, int count, int wanted, int* histogram, int* ties) {
@@ -109,15 +90,15 @@ extern "C" __global__ void KERNEL(choose)(State* state, const float* attention, 
     int v = base + threadIdx.x;
     unsigned key = v < count ? __float_as_uint(attention[v]) : 0;
     int tie = v < count && wanted > 0 && key == least;
-    int rank = tied + ranked(tie, scratch, &total);
+    int rank = tied + ranked<CHOOSERS>(tie, scratch, &total);
     tied += total;
     int active = v < count && wanted > 0 && (key > least || (tie && rank < ties));
     int inside = v < count && slot[v] >= state->origin - wanted;
     int enters = active && !inside, leaves = v < count && !active && inside;
-    rank = entering + ranked(enters, scratch, &total);
+    rank = entering + ranked<CHOOSERS>(enters, scratch, &total);
     entering += total;
     if (enters) enter[rank] = v;
-    rank = leaving + ranked(leaves, scratch, &total);
+    rank = leaving + ranked<CHOOSERS>(leaves, scratch, &total);
     leaving += total;
     if (leaves) leave[rank] = v;
   }

@@ -118,3 +118,24 @@ DEVICE void normed(const float* x, const T* gain, int n, float epsilon, T* out) 
     out[i] = from_float<T>(to_float(from_float<T>(x[i] * scale)) * to_float(gain[i]));
   __syncthreads();
 }
+
+// Sum of `value` over the threads before this one; the sum over all comes back in `total`. A whole block of THREADS,
+// `scratch` [THREADS / 32].
+template <int THREADS>
+DEVICE int ranked(int value, int* scratch, int* total) {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, sum = value;
+  for (int step = 1; step < 32; step *= 2) {
+    int other = warp_shuffle_up(sum, step);
+    if (lane >= step) sum += other;
+  }
+  __syncthreads();
+  if (lane == 31) scratch[warp] = sum;
+  __syncthreads();
+  int before = 0, all = 0;
+  for (int w = 0; w < THREADS / 32; w++) {
+    if (w < warp) before += scratch[w];
+    all += scratch[w];
+  }
+  *total = all;
+  return before + sum - value;
+}
