@@ -87,6 +87,6 @@ def why_not(num_frames: int, compression: Compression) -> list[str]:
         reasons.append("merge is off: merge_ratio is 0")
     elif num_frames == 1:
         reasons.append("nothing to merge: one frame")
-    if compression.prune_ratio == 0:
+    if compression.prune_ratio == 0 and not (compression.mode == "coverage" and num_frames == 1):
         reasons.append("keep is off: prune_ratio is 0")
     return reasons

@@ -30,7 +30,7 @@ from tests import clips
 from tests.commands import Argument, Outcome, here
 
 Capture = pytest.CaptureFixture[str]
-QUICK = ("--num-frames", 4, "--new-tokens", 3, "--rounds", 2, "--warmup", 1)
+QUICK = ("--num-frames", 4, "--new-tokens", 3, "--rounds", 2, "--warmup", 1, "--mode", "paper")
 SPEC = BenchSpec(num_frames=4, new_tokens=3, rounds=2, warmup=1)
 
 
@@ -41,7 +41,7 @@ def run(capsys: Capture, bundle: Path, *options: Argument) -> Outcome:
 
 
 def load(bundle: Path, spec: BenchSpec = SPEC, meter: PowerMeter | None = None, **engine: Any) -> Bench:
-    return Bench(bundle, spec, Compression(), EngineSpec(kv_capacity=512, **engine), meter=meter)
+    return Bench(bundle, spec, Compression(mode="paper"), EngineSpec(kv_capacity=512, **engine), meter=meter)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ class Prefill:
         """Rows of `hidden` and `turns`."""
         left, right, width = len(visual), len(text), self.spec.hidden_size
         count = left + right
-        if isinstance(positions.places, DeviceArray):
+        if left and isinstance(positions.places, DeviceArray):
             shifted = positions.places, self.positions, c_int32(positions.first), c_int32(left)
             self.device.kernel("shift", -(-left // BLOCK), BLOCK, *shifted)()
             self.positions[left:count] = (positions.text + np.arange(right)).astype(np.int32)

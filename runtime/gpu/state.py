@@ -14,5 +14,5 @@ RECORD = np.dtype(
     + [("reserved", np.int32, 2)]
 )
 PART = np.dtype([("most", np.float32), ("total", np.float32)])
-KEEP = {"off": 0, "paper": 1, "official": 2}
+KEEP = {"off": 0, "coverage": 1, "paper": 1, "official": 2}  # by attention, of each mode
 OFFSETS = {name: int(place[1]) for name, place in (STATE.fields or {}).items()}
