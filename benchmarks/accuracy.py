@@ -48,10 +48,11 @@ def clips(wanted: int, frames: int, kinds: tuple[str, ...], seed: int) -> list[i
     return seeds
 
 
-def measure(seed: int, frames: int, kinds: tuple[str, ...], rows: list[Method], folder: Path) -> list[Line]:
+def measure(seed: int, setup: Line, rows: list[Method], folder: Path) -> list[Line]:
     """One clip under every method, in a worker: a line a method."""
-    asked = asked_about(seed, frames, kinds)
-    video = world.draw(world.plan(seed, "test", frames))
+    frames = setup["frames"]
+    asked = asked_about(seed, frames, tuple(setup["kinds"]))
+    video = world.draw(world.plan(seed, "test", frames), noise=setup.get("noise", world.NOISE))
     tokens: dict[int, Any] = {}
     lines = []
     for method in rows:
@@ -139,8 +140,7 @@ def run(folder: Path, file: Path, seeds: list[int], rows: list[Method], setup: L
         file.open("a") as out,
     ):
         task = bar.add_task("clips", total=len(seeds), completed=len(seeds) - len(missing))
-        frames, kinds = setup["frames"], tuple(setup["kinds"])
-        jobs = [pool.submit(measure, seed, frames, kinds, todo, folder) for seed, todo in missing.items()]
+        jobs = [pool.submit(measure, seed, setup, todo, folder) for seed, todo in missing.items()]
         try:
             for job in as_completed(jobs):
                 for line in job.result():
@@ -167,6 +167,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help="a checkpoint directory, or the name of one that is shipped")
     parser.add_argument("--questions", type=int, default=1000, help="at least so many; whole scenes are asked about")
     parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--noise", type=float, default=world.NOISE, help="of the pictures, in levels of 255")
     parser.add_argument("--seed", type=int, default=SEED, help="the first scene's")
     parser.add_argument("--methods", nargs="+", help="rows by name (default: all)")
     parser.add_argument("--kinds", nargs="+", help=f"of questions (default: all of {', '.join(questions.KINDS)})")
@@ -183,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         rows, kinds = chosen(args.methods), _kinds(args.kinds)
         folder = prepare(named(args.model), {row.split for row in rows} | {SPLIT})
         setup = {"model": folder.name, "frames": args.frames, "seed": args.seed, "kinds": list(kinds)}
+        setup |= {"noise": args.noise} if args.noise != world.NOISE else {}
         seeds = clips(args.questions, args.frames, kinds, args.seed)
         file = args.work or folder / f"answers-{_digest(json.dumps(setup).encode())}.jsonl"
         lines = run(folder, file, seeds, rows, setup, args.workers)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import fastv, keepers
-from benchmarks.candidates import Chosen
+from benchmarks.candidates import Chosen, scored
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
 from dycoke_edge import Compression, Sampling, UsageError, VideoLLM
-from dycoke_edge.dycoke import count_merged, coverage, stands_for
+from dycoke_edge.dycoke import coverage, stands_for
 from dycoke_edge.runtime import layers, visual
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.loop import Decoder
@@ -23,6 +24,7 @@ from dycoke_edge.runtime.step import Step
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
 MERGES = (0.3, 0.5, 0.7, 0.9, 1.0)
+SHARES = (0.464, 0.31, 0.25, 0.145, 0.105)  # of the tokens: what merge 0.7, 0.9 and 1 leave, and less
 SPLIT = 3  # the layer where the bundles are cut unless a method says otherwise
 OFF = Compression.off()
 BOTH = Compression(merge_ratio=0.7, prune_ratio=0.7)  # the paper's 14.25 %
@@ -31,18 +33,17 @@ NEW_TOKENS = 160
 
 @dataclass(frozen=True)
 class Method:
-    """A row. `line` is the curve that it belongs to; a baseline has `share` of what merge at `budget` keeps."""
+    """A row. `line` is the curve that it belongs to; a baseline takes `total`, a share of the tokens: as many as
+    coverage does at that budget."""
 
     name: str
     line: str
     compression: Compression = OFF
     select: Selector | None = None
     fastv: bool = False
-    budget: float = 0.0  # merge ratio
-    share: float = 1.0  # of that number
     split: int = SPLIT
-    choose: Callable[[Array, int, int], Chosen] | None = None  # of tokens, their number and the clip's seed
-    total: float = 0.0  # share of the tokens that `choose` takes
+    choose: Callable[..., Chosen] | None = None  # of tokens and their number, and the clip's `seed`
+    total: float = 1.0
     keep: str = ""  # a set of keepers.SETS, or how attention is remembered, or both: "nested/2+max"
     prune: float = 0.0  # with `keep`, the share that it sets aside
     heirs: bool = False  # parked rows leave their counts to active ones
@@ -59,7 +60,7 @@ class Answer:
 
 def methods() -> dict[str, Method]:
     """Every row by name, no compression first."""
-    rows = [Method("no compression", "no compression"), *_ours(), *_baselines()]
+    rows = [Method("no compression", "no compression"), *_coverage(), *_ours(), *_baselines()]
     return {row.name: row for row in rows}
 
 
@@ -93,6 +94,21 @@ def _ours() -> Iterator[Method]:
         yield Method(f"both 0.7, split layer {split}", "variants", BOTH, split=split)
 
 
+def percent(share: float) -> str:
+    """46 % of 0.464."""
+    return f"{int(100 * share)} %"
+
+
+def _coverage() -> Iterator[Method]:
+    for share in SHARES:
+        yield Method(f"coverage {percent(share)}", "coverage", Compression(budget=share, prune_ratio=0.0))
+    for share, prune in ((0.464, 0.7), (0.25, 0.5), (0.145, 0.5)):
+        name, kept = f"coverage {percent(share)}, keep {prune:g}", Compression(budget=share, prune_ratio=prune)
+        yield Method(name, "coverage and keep", kept)
+    attended = Compression(budget=0.464, prune_ratio=0.7, keep="attention")
+    yield Method("coverage 46 %, keep 0.7 by attention", "variants", attended)
+
+
 def _dycoke(merge: float, prune: float = 0.0, weigh: bool = False) -> Compression:
     return Compression(merge_ratio=merge, prune_ratio=prune, weigh=weigh)
 
@@ -104,13 +120,14 @@ def _baselines() -> Iterator[Method]:
         "frames spread": (spread_frames, OFF),
         "last frames": (last_frames, OFF),
     }
-    for line, (select, compression) in selectors.items():
-        for ratio in MERGES:
-            yield Method(f"{line} at merge {ratio:g}", line, compression, select, budget=ratio)
-        yield Method(f"{line} at 14 %", line, compression, select, budget=0.7, share=0.3)
-    for ratio in MERGES:
-        yield Method(f"FastV at merge {ratio:g}", "FastV", fastv=True, budget=ratio)
-    yield Method("FastV at 14 %", "FastV", fastv=True, budget=0.7, share=0.3)
+    for share in SHARES:
+        for line, (select, compression) in selectors.items():
+            yield Method(f"{line} {percent(share)}", line, compression, select, total=share)
+        yield Method(f"FastV {percent(share)}", "FastV", fastv=True, total=share)
+        choose = partial(scored, score="random", memory=0)
+        counted = replace(OFF, positions="keep")
+        line = "random tokens, counted"
+        yield Method(f"{line} {percent(share)}", line, counted, choose=choose, total=share)
 
 
 class Contestant:
@@ -141,10 +158,9 @@ class Contestant:
     def chosen(self, method: Method, tokens: Array, seed: int) -> Chosen:
         """The tokens that enter the decoder, and what they count; FastV drops them later."""
         if method.choose is not None:
-            total = len(tokens) * int(method.total * tokens.shape[1])
-            return method.choose(tokens, total, seed)
+            return method.choose(tokens, self._budget(method, tokens), seed=seed)
         if method.compression.mode == "coverage":
-            return Chosen(*coverage(tokens, method.compression.budget, method.compression.prune_ratio))
+            return Chosen(*coverage(tokens, method.compression.budget, method.compression.covered_ratio))
         index = self.index(method, tokens, seed)
         return Chosen(index, stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None)
 
@@ -155,10 +171,7 @@ class Contestant:
         return method.select(tokens, self._budget(method, tokens), np.random.default_rng(seed))
 
     def _budget(self, method: Method, tokens: Array) -> int:
-        frames, per_frame = tokens.shape[:2]
-        if method.total:
-            return int(frames * int(method.total * per_frame) * method.share)
-        return int(count_merged(frames, per_frame, method.budget) * method.share)
+        return len(tokens) * int(method.total * tokens.shape[1])
 
     def _see(self, method: Method, tokens: Array, chosen: Chosen, prefix: Ids, text_rows: int) -> None:
         flat, kept = tokens.reshape(-1, tokens.shape[-1]), method.compression.positions == "keep"

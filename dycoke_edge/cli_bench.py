@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from dycoke_edge.runtime.bench import Bench
     from dycoke_edge.runtime.board import Board
 
-# --mode is the stage here; what merge and keep mean is always the paper
 COMPRESSION = (
     *("mode", "budget", "merge_ratio", "prune_ratio", "keep", "refresh_threshold"),
     *("positions", "free_parked", "weigh"),

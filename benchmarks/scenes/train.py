@@ -172,10 +172,11 @@ def train(
     workers: int = 2,
     frames: tuple[int, ...] = batches.FRAMES,
     minutes: float = math.inf,
+    seed: int = 0,
 ) -> list[float]:
     """Train from the start or from OUT/checkpoint.pt, for `steps` or `minutes`, whichever end first; returns the
     answers' losses of this run."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     place, where = out / "checkpoint.pt", torch.device(device)
     tokenizer = model.train_tokenizer()
@@ -227,9 +228,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights; the scenes are the same")
     args = parser.parse_args()
     settings = (args.steps, args.batch, args.rate, args.device, args.every, args.workers)
-    train(args.out, *settings, minutes=args.minutes)
+    train(args.out, *settings, minutes=args.minutes, seed=args.seed)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ HELD_OUT = frozenset({("red", "ring"), ("blue", "triangle"), ("yellow", "cross")
 STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 PLACES = {"left": (0.17, 0.5), "right": (0.83, 0.5), "top": (0.5, 0.17), "bottom": (0.5, 0.83), "middle": (0.5, 0.5)}
 FROM = {"right": "left", "left": "right", "down": "top", "up": "bottom"}  # moving right, one comes from the left
+NOISE = 4.0  # levels of 255; what training shows
 OUTSIDE = 0.2  # how far beyond the edge a thing begins or ends, as a share of the side
 Split = Literal["train", "test"]
 Frames = NDArray[np.uint8]
@@ -180,8 +181,8 @@ def _ends(motion: str, direction: str, place: str) -> tuple[float, float]:
     }[motion]
 
 
-def draw(scene: Scene, side: int = SIDE) -> Frames:
-    """uint8 [F, side, side, 3]."""
+def draw(scene: Scene, side: int = SIDE, noise: float = NOISE) -> Frames:
+    """uint8 [F, side, side, 3]; `noise` is the standard deviation of every pixel's luminance, in levels of 255."""
     random = np.random.default_rng([scene.seed, 2])
     video = np.empty((scene.frames, side, side, 3), np.float32)
     for number in range(1 if scene.cut is None else 2):
@@ -192,8 +193,8 @@ def draw(scene: Scene, side: int = SIDE) -> Frames:
         video[covered(scene.spark, side)] = COLOURS[scene.spark.colour]
     phase, speed = random.uniform(0, 2 * np.pi), random.uniform(0.05, 0.2)
     light = 10 * np.sin(phase + speed * np.arange(scene.frames, dtype=np.float32))
-    noise = 4 * random.standard_normal(video.shape[:3], np.float32)  # one draw a pixel: luminance noise
-    video += (noise + light[:, None, None])[..., None]
+    grain = noise * random.standard_normal(video.shape[:3], np.float32)  # one draw a pixel
+    video += (grain + light[:, None, None])[..., None]
     return video.clip(0, 255, out=video).astype(np.uint8)
 
 
