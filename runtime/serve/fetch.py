@@ -7,15 +7,17 @@ import string
 from contextlib import closing
 from http.client import HTTPException
 from typing import IO
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from dycoke_edge.errors import InputError, UsageError
 from dycoke_edge.runtime.deadline import within
+from dycoke_edge.runtime.place import Place, place
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 
+PORTS = {"http": 80, "https": 443}
 TIMEOUT_S = 30.0  # from connecting to the last byte
 STEP_S = 5.0  # that connecting, TLS and each read may take
 BLOCK = 1 << 16
@@ -31,18 +33,16 @@ class Fetcher:
         """Write what a URL holds. UsageError for a URL that is not allowed, InputError if it cannot be had, all of it,
         within TIMEOUT_S."""
         try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+            parts = place(url, PORTS)
         except ValueError:
             raise UsageError("this URL is malformed; give e.g. https://host/clip.mp4") from None
-        if "@" in parts.netloc:
+        if parts.login:
             raise UsageError("this URL holds a login; a URL to fetch must not")
-        address = self._hosts.addresses(host, port)[0]
-        path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=string.punctuation)
+        address = self._hosts.addresses(parts.host, parts.port)[0]
         try:
-            connection = _connection(parts.scheme, address, host, port)
+            connection = _connection(parts, address)
             with closing(connection), within(connection, TIMEOUT_S):
-                self._read(connection, path, parts.netloc, into)
+                self._read(connection, parts, into)
         except InputError:
             raise
         except TimeoutError:
@@ -50,9 +50,12 @@ class Fetcher:
         except (urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError):
             raise InputError("the URL cannot be fetched: no answer, or a broken one") from None
 
-    def _read(self, connection: HTTPConnection, path: str, host: str, into: IO[bytes]) -> None:
-        headers = {"Host": host, "User-Agent": "dycoke-edge", "Accept-Encoding": "identity"}
-        connection.request("GET", path, headers=headers, preload_content=False, decode_content=False)
+    def _read(self, connection: HTTPConnection, parts: Place, into: IO[bytes]) -> None:
+        headers = {"Host": parts.netloc, "User-Agent": "dycoke-edge", "Accept-Encoding": "identity"}
+        target = "/" + parts.rest.partition("#")[0].removeprefix("/")
+        connection.request(
+            "GET", quote(target, safe=string.punctuation), headers=headers, preload_content=False, decode_content=False
+        )
         with closing(connection.getresponse()) as answer:
             if answer.status != 200:
                 raise InputError(f"the URL answered with HTTP {answer.status}; redirects are not followed")
@@ -64,15 +67,15 @@ class Fetcher:
                 into.write(block)
 
 
-def _connection(scheme: str, address: str, host: str, port: int) -> HTTPConnection:
-    if scheme == "http":
-        return HTTPConnection(address, port, timeout=STEP_S)
+def _connection(parts: Place, address: str) -> HTTPConnection:
+    if parts.scheme == "http":
+        return HTTPConnection(address, parts.port, timeout=STEP_S)
     return HTTPSConnection(
         address,
-        port,
+        parts.port,
         timeout=STEP_S,
-        server_hostname=host,
-        assert_hostname=host,
+        server_hostname=parts.host,
+        assert_hostname=parts.host,
         cert_reqs="CERT_REQUIRED",
         ssl_context=ssl.create_default_context(),
     )
