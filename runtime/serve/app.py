@@ -28,8 +28,10 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
+        service.readers.start()
         yield
         service.closing.set()
+        await service.readers.close()
 
     def stop() -> None:
         for loop in loops:

@@ -63,7 +63,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat(request: Request, asked: ChatRequest) -> Response:
         _check_model(service, asked.model)
-        answer = await _begin(service, question(asked, service.spec))
+        answer = await _begin(service, request, question(asked, service.spec))
         pieces = _Pieces(service, request, answer)
         first = await pieces.next()  # what is wrong with a question shows here, before a 200 is on its way
         if asked.stream:
@@ -85,7 +85,7 @@ def _check_model(service: Service, name: str) -> None:
         raise ApiError(404, f"model: there is one here, {service.model_id}", "model", "model_not_found")
 
 
-async def _begin(service: Service, asked: Question) -> Answering:
+async def _begin(service: Service, request: Request, asked: Question) -> Answering:
     """Read what a question shows, and get it in line."""
     watcher, said, sampling = service.watcher, asked.messages, asked.sampling
     match asked.shown:
@@ -95,10 +95,10 @@ async def _begin(service: Service, asked: Question) -> Answering:
             pieces = await service.apart(watcher.ask_stream, stream.stream_id, said, stream.last_s, sampling)
             return Answering(pieces, watcher.window(stream.stream_id))
         case ImagePart(image_url=link):
-            image = await service.reading(service.media.image, link.url)
+            image = await service.reading(request, service.media.image, link.url)
             pieces = await service.apart(watcher.generate_stream, said, image=image, sampling=sampling)
         case VideoPart(video_url=link):
-            video = await service.reading(service.media.video, link.url, asked.wanted)
+            video = await service.reading(request, service.media.video, link.url, asked.wanted)
             pieces = await service.apart(watcher.generate_stream, said, video=video, sampling=sampling)
         case None:
             pieces = await service.apart(watcher.generate_stream, said, sampling=sampling)

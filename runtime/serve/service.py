@@ -10,12 +10,15 @@ from typing import ParamSpec, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from fastapi import Request
 
 from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
-from dycoke_edge.runtime.serve.media import Media
+from dycoke_edge.runtime.serve.errors import ApiError
+from dycoke_edge.runtime.serve.media import Frames, Media
+from dycoke_edge.runtime.serve.readers import Readers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,18 +32,38 @@ class Service:
         self.model_id = llm.bundle.path.resolve().name or "model"
         self.stop_token_ids = frozenset(llm.bundle.manifest.stop_token_ids)
         self.decode = llm.text.decode
-        self.media = Media(spec, llm.bundle.model.image_size)
+        self.media = Media(spec, llm.bundle.model.image_size)  # to name what `reading` is to do
         self.clip = Clip()
         self.created = int(time.time())
         self.descriptions: dict[str, str] = {}  # of cameras, by id
         self.closing = asyncio.Event()  # long answers end when it is set
         self._threads = CapacityLimiter(2 * spec.max_chats + 16)
-        self._readers = CapacityLimiter(1)  # of videos and pictures, so that one at a time takes memory
+        self.readers = Readers(spec, llm.bundle.model.image_size)
 
     async def apart(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Call something that blocks in a thread."""
         return await run_sync(partial(function, *arguments, **options), limiter=self._threads)
 
-    async def reading(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Call something that decodes what a request brought, after those before it."""
-        return await run_sync(partial(function, *arguments, **options), limiter=self._readers)
+    async def reading(
+        self, request: Request, method: Callable[P, Frames], *arguments: P.args, **options: P.kwargs
+    ) -> Frames:
+        """Have a method of `media` decode what a request brought, in another process, after those before it. Ends that
+        process when the client leaves or the server is told to stop."""
+        assert not options, "arguments go by their places"
+        work = asyncio.ensure_future(self.readers.read(method.__name__, *arguments))
+        ends = asyncio.ensure_future(_left(request)), asyncio.ensure_future(self.closing.wait())
+        try:
+            await asyncio.wait((work, *ends), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ApiError(503, "the server is stopping, or nobody listens", code="stopping")
+            return work.result()
+        finally:
+            for task in (work, *ends):
+                task.cancel()
+            await asyncio.gather(work, *ends, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
