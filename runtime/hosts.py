@@ -51,8 +51,8 @@ class AllowedHosts:
     address (mapped, NAT64, 6to4, Teredo) counts as that one.
     """
 
-    def __init__(self, key: str, entries: Sequence[str], resolver: Resolver = resolve) -> None:
-        self.key, self._resolve = key, resolver
+    def __init__(self, key: str, entries: Sequence[str], resolver: Resolver | None = None) -> None:
+        self.key, self._resolve = key, resolver or resolve
         self._names: set[str] = set()
         self._networks = list[Network]()
         for entry in entries:

@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("", status_code=201)
     async def add(new: NewStream) -> Response:
-        camera = _camera(new, await service.apart(_checked, new.liveStreamUrl, allowed))
+        camera = _camera(new, await service.apart(_checked, new.liveStreamUrl, allowed), service.spec.stream_hosts)
         known = service.watcher.cameras
         if camera.id in known:
             raise ApiError(409, f"id: there is a camera {camera.id}; remove it first", "id", "duplicate")
@@ -101,10 +101,10 @@ def _checked(url: str, allowed: AllowedHosts) -> str:
     return str(parts)
 
 
-def _camera(new: NewStream, url: str) -> Camera:
+def _camera(new: NewStream, url: str, hosts: tuple[str, ...]) -> Camera:
     given = {"prompt": new.prompt, "fps": new.fps, "window_s": new.window_s, "every_s": new.every_s}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return Camera(new.id or str(uuid.uuid4()), url, **options)
+    return Camera(new.id or str(uuid.uuid4()), url, hosts=hosts, **options)
 
 
 def _known(service: Service, stream_id: str) -> None:
