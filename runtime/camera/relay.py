@@ -143,7 +143,7 @@ class Messages:
         return self._taken(4 + int.from_bytes(self._held[2:4], "big")) if len(self._held) >= 4 else b""
 
     def _message(self) -> bytes:
-        while self._held[:1] in (b"\r", b"\n"):  # between messages
+        while self._held.startswith((b"\r", b"\n")):  # between messages
             del self._held[:1]
         found = _END.search(self._held)
         if self._held.startswith(b"$"):

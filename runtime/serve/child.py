@@ -40,7 +40,7 @@ def main(descriptor: int) -> None:
         facts, frames = _answer(media, name, arguments)
         connection.send_bytes(json.dumps(facts).encode())
         if frames is not None:
-            connection.send_bytes(memoryview(frames).cast("B"))
+            connection.send_bytes(frames.data.cast("B"))
 
 
 def _answer(media: Media, name: str, arguments: tuple[Any, ...]) -> tuple[dict[str, Any], Frames | None]:

@@ -90,7 +90,7 @@ class Reader:
             frames = np.empty(facts["shape"], np.uint8)
             if frames.nbytes > self._spec.max_frames * self._size * self._size * 3:
                 raise EOFError
-            connection.recv_bytes_into(memoryview(frames).cast("B"))
+            connection.recv_bytes_into(frames.data.cast("B"))
             return frames
         if "memory" in facts:
             self.close()
@@ -149,7 +149,7 @@ class Readers:
         async with self._free:
             reader, seconds = self._idle.pop(), self._seconds(name, arguments)
             reader = self._replaced(reader) if reader.spent else reader
-            task = self._begun(reader.start)
+            task: asyncio.Future[Any] = self._begun(reader.start)
             try:
                 await asyncio.wait((task,), timeout=START_S)
                 if not task.done():
