@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 
@@ -17,6 +18,13 @@ def scans_jpeg(side: int = 2900, times: int = 20_000) -> bytes:
     scans = [data[start:end] for start, end in zip(starts, [*starts[1:], len(data) - 2], strict=True)]
     scan = min((scan.partition(b"\xff\xc4")[0] for scan in scans[1:]), key=len)
     return data[:-2] + scan * times + data[-2:]
+
+
+def slow_video(side: int = 2990, pictures: int = 64) -> str:
+    """A row of pictures as a URL: all within the usual ceilings, and half a minute of work."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).convert("RGB").save(file, "JPEG", progressive=True)
+    return "data:video/jpeg;base64," + ",".join([base64.b64encode(file.getvalue()).decode()] * pictures)
 
 
 def wide_gif(width: int = 11_000, height: int = 11_000) -> bytes:

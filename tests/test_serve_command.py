@@ -20,8 +20,8 @@ import pytest
 from dycoke_edge.cli_serve import load
 from dycoke_edge.runtime.serve.config import read_config
 from tests.commands import ROOT, here
-from tests.hostile import scans_jpeg
-from tests.serving import CHAT, data_url, image, text, wait_for
+from tests.hostile import slow_video
+from tests.serving import CHAT, text, video, wait_for
 from tests.talker import SLOW, talking
 
 Capture = pytest.CaptureFixture[str]
@@ -246,16 +246,15 @@ server: {{max_new_tokens: 8000}}
     assert (tmp_path / "out").read_text() == "" and "Traceback" not in (tmp_path / "err").read_text()
 
 
-@pytest.mark.parametrize("shown", ["picture", "drip"])
+@pytest.mark.parametrize("shown", ["pictures", "drip"])
 def test_a_signal_waits_for_no_media(tiny_bundle: Path, tmp_path: Path, shown: str) -> None:
-    """A picture that takes a minute to decode, and a URL whose answer drips, are on their way; temporary files go."""
+    """Pictures that take half a minute to decode, or a URL whose answer drips, are on their way. Their files go."""
     (tmp_path / "temporary").mkdir()
     with talking(SLOW["header"], "127.0.0.2") as site:
-        picture = data_url(scans_jpeg(times=100_000), "image/jpeg")
-        url = f"http://127.0.0.2:{site.port}/x" if shown == "drip" else picture
-        message = {"role": "user", "content": [image(url), text()]}
+        url = f"http://127.0.0.2:{site.port}/x" if shown == "drip" else slow_video()
+        message = {"role": "user", "content": [video(url), text()]}
         body = {"model": tiny_bundle.name, "messages": [message]}
-        config = CAMERA + "server: {image_timeout_s: 600, fetch_hosts: [127.0.0.2/32]}"
+        config = CAMERA + "server: {video_timeout_s: 600, fetch_hosts: [127.0.0.2/32]}"
         with process(tiny_bundle, config, tmp_path, TMPDIR=str(tmp_path / "temporary")) as (at, running):
 
             def ask() -> None:
