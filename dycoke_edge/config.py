@@ -165,6 +165,19 @@ class Compression(Options):
         """The same graphs without compression: nothing merged, nothing set aside."""
         return cls(merge_ratio=0.0, prune_ratio=0.0)
 
+    def but(self, **given: Any) -> Compression:
+        """These settings with some given instead, which may ask for another mode: `merge_ratio` for the paper's,
+        `budget` for coverage. What the modes share stays then; the rest takes the defaults of the new one."""
+        mode = given.get("mode") or self.mode
+        if "mode" not in given and "merge_ratio" in given and self.mode == "coverage":
+            mode = "paper"
+        if "mode" not in given and "budget" in given:
+            mode = "coverage"
+        if mode == self.mode:
+            return dataclasses.replace(self, **given)
+        shared = {"refresh_threshold": self.refresh_threshold, "free_parked": self.free_parked}
+        return Compression(**(shared | given | {"mode": mode}))
+
     @property
     def merges(self) -> bool:
         """Merge has something to do: tokens to drop, or rows to find that keep parks."""

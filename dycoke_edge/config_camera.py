@@ -26,6 +26,7 @@ class ReaderSpec(Options):
     healthy: float = option(30.0, "seconds online after which the next reconnect is quick again", 0, 86400)
     jump: float = option(5.0, "seconds that a stream's clock may leap before frames are kept apart", 0.1, 86400)
     transport: str = option("tcp", "how RTSP sends video", choices=("tcp", "udp"))
+    hosts: tuple[str, ...] = option((), "hosts or networks that an RTSP stream may come from, over TCP; none means all")
     allow_gst: bool = option(False, "take gst:// pipelines, which can do whatever GStreamer can")
 
     def __post_init__(self) -> None:
@@ -92,6 +93,7 @@ class Camera(Options):
     max_new_tokens: int = option(64, "longest answer to the prompt, in tokens", 1, 4096)
     stale_s: float = option(20.0, "after so many seconds without a frame there is no recent video", 0.1, 86400)
     realtime: bool = option(False, "play a file at its own speed, as a camera would")
+    hosts: tuple[str, ...] = option((), "hosts or networks that an RTSP stream may come from, over TCP; none means all")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -127,9 +127,7 @@ def active_per_frame(kept: int, prune_ratio: float) -> int:
     return max(1, int(kept * (1 - prune_ratio)))
 
 
-def cover_frame(
-    frame: NDArray[np.floating], known: NDArray[np.floating] | None, kept: int, active: int
-) -> Covered:
+def cover_frame(frame: NDArray[np.floating], known: NDArray[np.floating] | None, kept: int, active: int) -> Covered:
     """Choose `kept` tokens of a frame [N, C] that cover it, one after the other: each is the one that raises most the sum
     over all N tokens of the largest cosine (0 at least) to anything kept, `known` [m, C] included. Gains are compared in
     steps of 1 / STEPS, ties go to the lower place: two tokens that are only like each other gain the same but for rounding.
@@ -160,9 +158,7 @@ def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)
 
 
-def _stands(
-    alike: NDArray[np.float32], places: NDArray[np.int32], among: NDArray[np.integer]
-) -> NDArray[np.int64]:
+def _stands(alike: NDArray[np.float32], places: NDArray[np.int32], among: NDArray[np.integer]) -> NDArray[np.int64]:
     """For how many of the N tokens each of `places` stands, when only those `among` them do. A token stands for itself."""
     nearest = among[np.argmax(alike[:, among], 1)]
     nearest[among] = among
@@ -170,9 +166,7 @@ def _stands(
     return counts
 
 
-def coverage(
-    tokens: NDArray[np.floating], budget: float, prune_ratio: float = 0.0
-) -> tuple[NDArray[np.int32], Counts]:
+def coverage(tokens: NDArray[np.floating], budget: float, prune_ratio: float = 0.0) -> tuple[NDArray[np.int32], Counts]:
     """Mode "coverage" over a clip [F, N, C]: flat indices int32 [M] in raster order, and counts [2, M].
 
     Frames go in pairs: the first of a pair covers itself, the second what the kept tokens of the first do not. So a frame

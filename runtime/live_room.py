@@ -32,7 +32,11 @@ def room(model: ModelSpec, compression: Compression, spec: LiveSpec, prefix: int
     merged, whole = count_kept(spec.memory_frames, per_frame, compression), spec.memory_frames * per_frame
     span = whole if compression.positions == "keep" else merged
     most_span = max(0, model.max_positions - text) * SPARE // (SPARE + 1)
-    share = f"budget={compression.budget:g}" if compression.mode == "coverage" else f"merge_ratio={compression.merge_ratio:g}"
+    share = (
+        f"budget={compression.budget:g}"
+        if compression.mode == "coverage"
+        else f"merge_ratio={compression.merge_ratio:g}"
+    )
     asked = f"memory_frames={spec.memory_frames} (--memory-frames) at {share} and {text} tokens of text"
     fewer = "fewer --memory-frames, --max-question-tokens or --max-answer-tokens"
     if span > most_span:

@@ -9,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -71,8 +72,9 @@ def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | 
     if on_frame is not None:
         on_frame(0, len(chosen))
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
+    reformatter = VideoReformatter()  # one each is never given back, nor are its threads (PyAV before 19)
     for place, frame in enumerate(decode(path, index, chosen)):
-        image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+        image = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
         pixels[place] = np.asarray(upright(frame, _scaled(image, size)))
         if on_frame is not None:
             on_frame(place + 1, len(chosen))

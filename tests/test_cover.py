@@ -98,10 +98,20 @@ def test_how_many_stay(per_frame: int, budget: float, kept: int) -> None:
 
 def test_defaults_follow_the_mode() -> None:
     ours, paper = Compression(), Compression(merge_ratio=0.5)
-    assert (ours.mode, ours.budget, ours.merge_ratio, ours.keep, ours.positions) == ("coverage", 0.25, 0, "coverage", "keep")
+    assert (ours.mode, ours.budget, ours.merge_ratio, ours.keep, ours.positions) == (
+        "coverage",
+        0.25,
+        0,
+        "coverage",
+        "keep",
+    )
     assert (paper.mode, paper.budget, paper.merge_ratio, paper.keep) == ("paper", 1, 0.5, "attention")
     assert (paper.prune_ratio, paper.positions) == (0.7, "reassign")
-    assert not Compression.off().merges and Compression(budget=1).merges and not Compression(budget=1, prune_ratio=0).merges
+    assert (
+        not Compression.off().merges
+        and Compression(budget=1).merges
+        and not Compression(budget=1, prune_ratio=0).merges
+    )
 
 
 @pytest.mark.parametrize(
@@ -150,3 +160,18 @@ def test_one_frame_on_a_gpu(device: Device, known: int, dtype: type[np.floating]
     np.testing.assert_array_equal(places.numpy(), want.places)
     np.testing.assert_array_equal(counts, want.counts)
     np.testing.assert_array_equal(found.numpy(), frame[want.places])
+
+
+def test_settings_with_others_instead() -> None:
+    ours = Compression(free_parked=True, refresh_threshold=0.5, prune_ratio=0.1)
+    assert ours.but() == ours and ours.but(budget=0.5) == Compression(
+        budget=0.5, free_parked=True, refresh_threshold=0.5, prune_ratio=0.1
+    )
+    paper = Compression(merge_ratio=0.5, free_parked=True, refresh_threshold=0.5)
+    assert ours.but(merge_ratio=0.5) == paper and paper.but(prune_ratio=0.1).mode == "paper"
+    assert paper.but(budget=0.5) == Compression(budget=0.5, free_parked=True, refresh_threshold=0.5)
+    assert paper.but(mode="official").merge_ratio == 0.7 and Compression(mode="official").but(merge_ratio=0.3) == (
+        Compression(mode="official", merge_ratio=0.3)
+    )
+    with pytest.raises(UsageError, match="--merge-ratio"):
+        ours.but(mode="coverage", merge_ratio=0.5)

@@ -792,4 +792,6 @@ def test_any_order_of_calls_keeps_the_books(limited: Callable[[int], VideoLLM], 
         assert decoder.position <= llm.bundle.model.max_positions
         assert live.stats.frames == live.stats.gated + live.stats.encoded
         assert len(live._window) <= live.num_frames or not live._window
-        assert kv.num_visual <= kv.counts[0].sum() <= live.num_frames * N and (not live.num_frames or kv.counts.min() > 0)
+        assert kv.num_visual <= kv.counts[0].sum() <= live.num_frames * N and (
+            not live.num_frames or kv.counts.min() > 0
+        )

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import pytest
 from dycoke_edge.cli_serve import load
 from dycoke_edge.runtime.serve.config import read_config
 from tests.commands import ROOT, here
-from tests.serving import CHAT, wait_for
+from tests.hostile import slow_video
+from tests.serving import CHAT, text, video, wait_for
+from tests.talker import SLOW, talking
 
 Capture = pytest.CaptureFixture[str]
 CANARY = "c4n4ry-S3CRET"
@@ -321,6 +324,31 @@ server: {{max_new_tokens: 8000}}
     phases = [event["phase"] for event in events_written if event["type"] == "alert"]
     assert phases[0] == "new" and phases[-1] == "end"
     assert (tmp_path / "out").read_text() == "" and "Traceback" not in (tmp_path / "err").read_text()
+
+
+@pytest.mark.parametrize("shown", ["pictures", "drip"])
+def test_a_signal_waits_for_no_media(tiny_bundle: Path, tmp_path: Path, shown: str) -> None:
+    """Pictures that take half a minute to decode, or a URL whose answer drips, are on their way. Their files go."""
+    (tmp_path / "temporary").mkdir()
+    with talking(SLOW["header"], "127.0.0.2") as site:
+        url = f"http://127.0.0.2:{site.port}/x" if shown == "drip" else slow_video()
+        message = {"role": "user", "content": [video(url), text()]}
+        body = {"model": tiny_bundle.name, "messages": [message]}
+        config = CAMERA + "server: {video_timeout_s: 600, fetch_hosts: [127.0.0.2/32]}"
+        with process(tiny_bundle, config, tmp_path, TMPDIR=str(tmp_path / "temporary")) as (at, running):
+
+            def ask() -> None:
+                with suppress(httpx.TransportError):
+                    httpx.post(at + CHAT, json=body, timeout=60, trust_env=False)
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            wait_for(lambda: list((tmp_path / "temporary").glob("dycoke-*/*")))  # the file is there, and is read
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(5) == 0  # the promise is 5 seconds
+            asking.join(30)
+    assert not list((tmp_path / "temporary").glob("dycoke-*"))
+    assert "Traceback" not in (tmp_path / "err").read_text()
 
 
 def test_a_secret_appears_nowhere(tiny_bundle: Path, tmp_path: Path) -> None:

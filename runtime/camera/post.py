@@ -164,7 +164,8 @@ class Post:
 def reader_spec(camera: Camera, llm: VideoLLM, reading: ReaderSpec) -> ReaderSpec:
     """How a camera is read for this model."""
     size, buffer = llm.bundle.model.image_size, min(camera.num_frames, MOST_WAITING)
-    return replace(reading, size=size, fps=camera.fps, buffer=buffer, realtime=camera.realtime)
+    own = replace(reading, fps=camera.fps, realtime=camera.realtime, hosts=camera.hosts)
+    return replace(own, size=size, buffer=buffer)
 
 
 def is_lossless(camera: Camera) -> bool:

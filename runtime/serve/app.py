@@ -30,9 +30,11 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
+        service.readers.start()
         following = asyncio.create_task(thumbnails.follow())
         yield
         service.closing.set()
+        await service.readers.close()
         await following
 
     def stop() -> None:

@@ -70,7 +70,7 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation about a video, pictures, a live camera or nothing but text, as OpenAI's API does;
         with `stream` as server-sent events."""
         _check_model(service, asked.model)
-        answer = await _begin(service, question(asked, service.spec))
+        answer = await _begin(service, request, question(asked, service.spec))
         pieces = _Pieces(service, request, answer)
         first = await pieces.next()  # what is wrong with a question shows here, before a 200 is on its way
         if asked.stream:
@@ -92,7 +92,7 @@ def _check_model(service: Service, name: str) -> None:
         raise ApiError(404, f"model: there is one here, {service.model_id}", "model", "model_not_found")
 
 
-async def _begin(service: Service, asked: Question) -> Answering:
+async def _begin(service: Service, request: Request, asked: Question) -> Answering:
     """Read what a question shows, and get it in line."""
     compression = service.compression(asked.compression)
     watcher, said, sampling, until = service.watcher, asked.messages, asked.sampling, Until(asked.stops)
@@ -105,12 +105,12 @@ async def _begin(service: Service, asked: Question) -> Answering:
             pieces = await service.apart(watcher.ask_stream, stream.stream_id, said, stream.last_s, sampling)
             return Answering(pieces, until, watcher.window(stream.stream_id))
         case VideoPart(video_url=link):
-            shown = {"video": await service.reading(service.media.video, link.url, asked.wanted)}
+            shown = {"video": await service.reading(request, service.media.video, link.url, asked.wanted)}
         case (ImagePart(image_url=link),):
-            shown = {"image": await service.reading(service.media.image, link.url)}
+            shown = {"image": await service.reading(request, service.media.image, link.url)}
         case (_, *_) as parts:
             links = [part.image_url.url for part in parts]
-            shown = {"video": await service.reading(service.media.images, links)}
+            shown = {"video": await service.reading(request, service.media.images, links)}
         case _:
             shown = {}
     options: dict[str, Any] = {"compression": compression, "sampling": sampling, **shown}

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UsageError
 from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.runtime.serve.room import full_disk
 
 LOGGER = logging.getLogger("dycoke_edge.serve")
 TYPES = {
@@ -67,7 +68,7 @@ def as_api_error(error: BaseException) -> ApiError:
     """What a client is told of any failure; of a bug, only that there is one."""
     if isinstance(error, ApiError):
         return error
-    if (full := _full_disk(error)) is not None:
+    if (full := full_disk(error)) is not None:
         return no_room(full)
     if isinstance(error, BusyError):
         return ApiError(429, str(error), code="busy", retry_after=error.retry_after_s)
@@ -88,15 +89,6 @@ def no_room(error: OSError) -> ApiError:
     why = f"the server's temporary folder takes no file ({reason}); make room, or start it with TMPDIR=FOLDER"
     LOGGER.error("%s", redact(why))
     return ApiError(507, why, code="no_room")
-
-
-def _full_disk(error: BaseException | None) -> OSError | None:
-    """The full disk that an error comes from, whatever was made of it since: to a decoder it is a damaged file."""
-    for _ in range(16):
-        if error is None or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def install(app: FastAPI) -> None:

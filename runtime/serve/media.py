@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,6 @@ from PIL import Image, UnidentifiedImageError
 from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
-from dycoke_edge.runtime.serve.errors import no_room
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
@@ -113,7 +113,7 @@ class Media:
         try:
             temporary = NamedTemporaryFile(prefix="dycoke-")  # noqa: SIM115 - its errors are ours only here
         except OSError as error:
-            raise no_room(error) from None
+            raise OSError(errno.ENOSPC, error.strerror or "no file can be made") from error
         with temporary as file:
             if scheme == "data":
                 file.write(from_data_url(url))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
+from fastapi import Request
 
 from dycoke_edge.config import Clip, Compression
 from dycoke_edge.config_serve import ServeSpec
@@ -18,7 +18,8 @@ from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.serve.errors import ApiError
-from dycoke_edge.runtime.serve.media import Media
+from dycoke_edge.runtime.serve.media import Frames, Media
+from dycoke_edge.runtime.serve.readers import Readers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,20 +34,20 @@ class Service:
         self.stop_token_ids = frozenset(llm.bundle.manifest.stop_token_ids)
         self.decode = llm.text.decode
         self._bundle = llm.bundle
-        self.media = Media(spec, llm.bundle.model.image_size)
+        self.media = Media(spec, llm.bundle.model.image_size)  # to name what `reading` is to do
         self.clip = Clip()
         self.created = int(time.time())
         self.descriptions: dict[str, str] = {}  # of cameras, by id
         self.closing = asyncio.Event()  # long answers end when it is set
         self._threads = CapacityLimiter(2 * spec.max_chats + 16)
-        self._readers = CapacityLimiter(1)  # of videos and pictures, so that one at a time takes memory
+        self.readers = Readers(spec, llm.bundle.model.image_size)
 
     def compression(self, given: dict[str, Any]) -> Compression:
         """The server's, with what a request gives instead; ApiError 400 for what cannot be or is not in the bundle."""
         try:
             if "merge_ratio" in given:
                 self._bundle.merge_graph(given["merge_ratio"])
-            return replace(self.watcher.compression, **given)
+            return self.watcher.compression.but(**given)
         except UsageError as error:
             raise ApiError(400, f"dycoke: {error}", "dycoke") from None
 
@@ -59,6 +60,26 @@ class Service:
         """Call something that blocks in a thread."""
         return await run_sync(partial(function, *arguments, **options), limiter=self._threads)
 
-    async def reading(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Call something that decodes what a request brought, after those before it."""
-        return await run_sync(partial(function, *arguments, **options), limiter=self._readers)
+    async def reading(
+        self, request: Request, method: Callable[P, Frames], *arguments: P.args, **options: P.kwargs
+    ) -> Frames:
+        """Have a method of `media` decode what a request brought, in another process, after those before it. Ends that
+        process when the client leaves or the server is told to stop."""
+        assert not options, "arguments go by their places"
+        work = asyncio.ensure_future(self.readers.read(method.__name__, *arguments))
+        ends = asyncio.ensure_future(_left(request)), asyncio.ensure_future(self.closing.wait())
+        try:
+            await asyncio.wait((work, *ends), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ApiError(503, "the server is stopping, or nobody listens", code="stopping")
+            return work.result()
+        finally:
+            for task in (work, *ends):
+                task.cancel()
+            await asyncio.gather(work, *ends, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
