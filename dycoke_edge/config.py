@@ -160,6 +160,10 @@ class Compression(Options):
                 "weigh (--weigh) is nothing that the released code does; use it with --mode paper, or leave it out"
             )
 
+    def of_picture(self) -> Compression:
+        """These settings for a single picture, which repeats nothing: coverage leaves it whole."""
+        return dataclasses.replace(self, budget=1.0, prune_ratio=0.0) if self.mode == "coverage" else self
+
     @classmethod
     def off(cls) -> Compression:
         """The same graphs without compression: nothing merged, nothing set aside."""
@@ -182,8 +186,13 @@ class Compression(Options):
     def merges(self) -> bool:
         """Merge has something to do: tokens to drop, or rows to find that keep parks."""
         if self.mode == "coverage":
-            return self.budget < 1 or (self.keep == "coverage" and self.prune_ratio > 0)
+            return self.budget < 1 or self.covered_ratio > 0
         return self.merge_ratio > 0
+
+    @property
+    def covered_ratio(self) -> float:
+        """The share of its tokens that keep by coverage parks; 0 where keep is by attention."""
+        return self.prune_ratio if self.keep == "coverage" else 0.0
 
     @property
     def counted(self) -> bool:
@@ -350,7 +359,7 @@ BENCH_MODES = ("vision", "merge", "prefill", "decode", "e2e")
 class BenchSpec(Options):
     """What is measured on a device, and how often."""
 
-    mode: tuple[str, ...] = option(BENCH_MODES, "stages to measure", choices=BENCH_MODES)
+    stages: tuple[str, ...] = option(BENCH_MODES, "stages to measure", choices=BENCH_MODES)
     num_frames: int = option(8, "frames of the video", 1, 2**16)
     prompt_tokens: int = option(20, "tokens of the question, its chat template not counted", 1, 2**16)
     new_tokens: int = option(128, "tokens of the answer", 2, 2**16)
@@ -364,5 +373,5 @@ class BenchSpec(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.mode:
-            raise UsageError(f"mode=() (--mode) measures nothing; use e.g. --mode {BENCH_MODES[0]}")
+        if not self.stages:
+            raise UsageError(f"stages=() (--stages) measures nothing; use e.g. --stages {BENCH_MODES[0]}")

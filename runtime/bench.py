@@ -105,7 +105,7 @@ class Bench:
 
     def _cases(self) -> list[list[Case]]:
         """Cases in groups: those of a group alternate."""
-        wanted, groups = self.spec.mode, list[list[Case]]()
+        wanted, groups = self.spec.stages, list[list[Case]]()
         if "vision" in wanted:
             groups.append([Case(("vision",), None, self._vision)])
         if "merge" in wanted and "on" in self._settings:
@@ -260,7 +260,7 @@ class Bench:
 
     def _check_fits(self, frames: int) -> None:
         """Without compression the most is needed."""
-        if not {"prefill", "decode", "e2e"} & set(self.spec.mode):
+        if not {"prefill", "decode", "e2e"} & set(self.spec.stages):
             return
         model, capacity = self.llm.bundle.model, self.llm.spec.kv_capacity
         text = _count(self.llm, self.question) + 1 + self.spec.new_tokens

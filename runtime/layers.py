@@ -223,7 +223,7 @@ class GraphLayers:
 
 def keeps_cover(kv: KVBuffer, compression: Compression) -> bool:
     """Keep is by coverage: the set is known before the first step and stays."""
-    return compression.keep == "coverage" and compression.prune_ratio > 0 and kv.weighed and not kv.freed
+    return compression.covered_ratio > 0 and kv.weighed and not kv.freed
 
 
 def _keep_policy(kv: KVBuffer, compression: Compression) -> KeepPolicy | None:

@@ -57,7 +57,7 @@ def _check(compression: Compression) -> None:
     if compression.mode == "official":
         raise UsageError(
             "mode='official' (--mode) looks at frames that have not come yet, so it cannot merge a live video; "
-            "use --mode coverage or paper"
+            "use --mode paper or coverage"
         )
     if compression.free_parked:
         raise UsageError(

@@ -126,6 +126,7 @@ class VideoLLM:
         on_seen: Callable[[Seen], None] | None,
     ) -> Iterator[Piece]:
         stats = Stats()
+        compression = compression if image is None else compression.of_picture()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
         sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)
 

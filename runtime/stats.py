@@ -82,7 +82,7 @@ def why_not(num_frames: int, compression: Compression) -> list[str]:
     reasons = []
     if compression.mode == "coverage":
         if compression.budget == 1:
-            reasons.append("merge is off: budget is 1")
+            reasons.append("nothing to merge: one frame" if num_frames == 1 else "merge is off: budget is 1")
     elif compression.merge_ratio == 0:
         reasons.append("merge is off: merge_ratio is 0")
     elif num_frames == 1:

@@ -93,14 +93,14 @@ def _cover(engine: Engine, tokens: AnyArray, compression: Compression) -> Merged
     if isinstance(tokens, DeviceArray) and on_gpu.covers(tokens.shape[1], tokens.shape[2], tokens.dtype):
         return Merged(*cover_on_gpu(tokens, *_sizes(tokens.shape[1], compression)))
     host = np.asarray(tokens)
-    index, counts = coverage(host, compression.budget, compression.prune_ratio)
+    index, counts = coverage(host, compression.budget, compression.covered_ratio)
     return Merged(_placed(engine, host.reshape(-1, host.shape[-1])[index]), index, counts)
 
 
 def _sizes(per_frame: int, compression: Compression) -> tuple[int, int]:
     """Of a frame, the tokens that stay and those of them that stay active."""
     kept = covered_per_frame(per_frame, compression.budget)
-    return kept, active_per_frame(kept, compression.prune_ratio if compression.keep == "coverage" else 0.0)
+    return kept, active_per_frame(kept, compression.covered_ratio)
 
 
 def cover_frame(engine: Engine, frame: AnyArray, known: AnyArray | None, compression: Compression) -> Merged:

@@ -66,14 +66,25 @@ class Case:
 
 
 CASES = {
-    "merge-0.7": Case(9, 3, Compression(refresh_threshold=0.85), refreshes=6, returned=5),
-    "merge-0.7-often": Case(9, 1, Compression(refresh_threshold=0.85), refreshes=12, returned=11),
-    "merge-0.7-long": Case(16, 0, Compression(refresh_threshold=0.85), refreshes=17, returned=16),
+    "merge-0.7": Case(9, 3, Compression(mode="paper", refresh_threshold=0.85), refreshes=6, returned=5),
+    "merge-0.7-often": Case(9, 1, Compression(mode="paper", refresh_threshold=0.85), refreshes=12, returned=11),
+    "merge-0.7-long": Case(16, 0, Compression(mode="paper", refresh_threshold=0.85), refreshes=17, returned=16),
     "merge-0.5": Case(9, 3, Compression(merge_ratio=0.5, refresh_threshold=0.85), refreshes=12, returned=11),
-    "positions-keep": Case(16, 1, Compression(positions="keep", refresh_threshold=0.8), refreshes=4, returned=3),
-    "positions-keep-often": Case(9, 1, Compression(positions="keep"), refreshes=57, returned=56),
-    "weighed": Case(16, 0, Compression(refresh_threshold=0.85, weigh=True), refreshes=14, returned=13),
-    "weighed-often": Case(16, 2, Compression(positions="keep", weigh=True), refreshes=47, returned=46),
+    "positions-keep": Case(
+        16, 1, Compression(mode="paper", positions="keep", refresh_threshold=0.8), refreshes=4, returned=3
+    ),
+    "positions-keep-often": Case(9, 1, Compression(mode="paper", positions="keep"), refreshes=57, returned=56),
+    "weighed": Case(16, 0, Compression(mode="paper", refresh_threshold=0.85, weigh=True), refreshes=14, returned=13),
+    "weighed-often": Case(16, 2, Compression(mode="paper", positions="keep", weigh=True), refreshes=47, returned=46),
+    "coverage": Case(9, 3, Compression(budget=0.5), refreshes=0, returned=0),
+    "coverage-little": Case(16, 2, Compression(budget=0.25, prune_ratio=0.25), refreshes=0, returned=0),
+    "coverage-attended": Case(
+        16,
+        2,
+        Compression(budget=0.5, prune_ratio=0.7, keep="attention", positions="reassign"),
+        refreshes=34,
+        returned=33,
+    ),
     "official": Case(16, 1, Compression(mode="official", refresh_threshold=0.8), refreshes=9, returned=3),
-    "free-parked": Case(9, 0, Compression(free_parked=True), refreshes=1, returned=0),
+    "free-parked": Case(9, 0, Compression(mode="paper", free_parked=True), refreshes=1, returned=0),
 }

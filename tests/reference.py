@@ -88,6 +88,40 @@ def weights(index: Tensor, frames: int, count: int) -> Tensor:
     return standing
 
 
+def cover(tokens: Tensor, budget: float, prune_ratio: float) -> tuple[Tensor, Tensor]:
+    """Mode "coverage". tokens: [F, N, C]; returns int64 [M] flat indices in raster order, and fp32 [2, M] counts: among
+    all kept tokens of a frame, and among those that stay active (0: parked)."""
+    frames, count, _ = tokens.shape
+    size = max(1, int(budget * count))
+    active = max(1, int(size * (1 - prune_ratio)))
+    found: list[list[int]] = []
+    rows: list[tuple[int, int, int]] = []  # flat index, both counts
+    for frame in range(frames):
+        alike = similarities(tokens[frame][:, None], tokens[frame][None])
+        best = torch.zeros(count, dtype=torch.float64)
+        if frame % 2:
+            known = tokens[frame - 1][found[-1]]
+            best = best.maximum(similarities(tokens[frame][:, None], known[None]).amax(1))
+        picks: list[int] = []
+        for _ in range(size):
+            gains = [(-int(float((alike[:, j] - best).clamp(min=0).sum()) * 1024 + 0.5), j) for j in range(count)]
+            picks.append(min(gain for gain in gains if gain[1] not in picks)[1])
+            best = best.maximum(alike[:, picks[-1]])
+        standing = [_standing(alike, sorted(picks)), _standing(alike, sorted(picks[:active]))]
+        rows += [(frame * count + place, *(some.get(place, 0) for some in standing)) for place in sorted(picks)]
+        found.append(sorted(picks))
+    table = torch.tensor(rows)
+    return table[:, 0], table[:, 1:].T.float()
+
+
+def _standing(alike: Tensor, among: list[int]) -> dict[int, int]:
+    """How many of the N tokens are most like each of these; a token among them is like itself."""
+    standing = dict.fromkeys(among, 0)
+    for token in range(len(alike)):
+        standing[token if token in standing else max(among, key=lambda other: float(alike[token, other]))] += 1
+    return standing
+
+
 def similarities(a: Tensor, b: Tensor) -> Tensor:
     """Cosine along the last axis in float64; 0 where a vector is zero."""
     return cosine_similarity(a.double(), b.double(), dim=-1, eps=1e-60)
@@ -105,6 +139,8 @@ class Chooser:
 
     def step(self, attention: Tensor) -> Tensor:
         """attention: [M], head mean; returns bool [M] for this same step."""
+        if self.options.keep == "coverage":
+            return self.active
         if self.options.prune_ratio == 0 or not len(attention):
             return self.active
         if self.previous is None:
@@ -151,6 +187,7 @@ class Decoder:
         self.keys: list[Tensor] = [nothing for _ in self.inner.layers]
         self.values: list[Tensor] = [nothing for _ in self.inner.layers]
         self.bias = torch.zeros(0)  # of the first columns, added to every score
+        self.deep_bias: Tensor | None = None  # instead, in deep layers of a decode step
 
     def norm(self, weight: Tensor, x: Tensor) -> Tensor:
         """RMSNorm. x: [T, E]."""
@@ -205,6 +242,8 @@ class Decoder:
             if index == split_layer - 1:
                 active = chooser.step(weights.mean(0)[0, span])
                 visible[0, span] = active
+                shallow, self.bias = self.bias, self.bias if self.deep_bias is None else self.deep_bias
+        self.bias = shallow
         chooser.trace.active.append(active)
         chooser.trace.active_counts.append(int(active.sum()))
         return self.logits(x)
@@ -224,7 +263,10 @@ def generate(
     embed = model.model.language_model.embed_tokens.weight
     count = 0 if visual is None else visual.shape[0] * visual.shape[1]
     kept = torch.arange(count)
-    if visual is not None and compression.merge_ratio > 0:
+    counts: Tensor | None = None
+    if visual is not None and compression.mode == "coverage":
+        kept, counts = cover(visual, compression.budget, compression.prune_ratio)
+    elif visual is not None and compression.merge_ratio > 0:
         kept = merge(visual, compression.merge_ratio, compression.mode)
     parts = [embed[prefix_ids]]
     if visual is not None:
@@ -237,7 +279,11 @@ def generate(
         positions = torch.cat((torch.arange(start), start + kept, after))
     trace = Trace(num_visual=len(kept))
     chooser, decoder = Chooser(len(kept), compression, trace), Decoder(model)
-    if compression.weigh and visual is not None:
+    if counts is not None:
+        decoder.bias, decoder.deep_bias = (torch.cat((torch.zeros(start), row.clamp(min=1).log())) for row in counts)
+        chooser.active = counts[1] > 0 if compression.keep == "coverage" else chooser.active
+        decoder.deep_bias = decoder.bias if compression.keep == "attention" else decoder.deep_bias
+    elif compression.weigh and visual is not None:
         decoder.bias = torch.cat((torch.zeros(start), weights(kept, *visual.shape[:2]).log()))
     logits = decoder.prefill(x, positions)
     span = slice(start, start + len(kept))

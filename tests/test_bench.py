@@ -110,7 +110,7 @@ def test_the_report_says_where_it_was_made(report: dict[str, Any]) -> None:
     assert {"nvpmodel", "jetson_clocks", "gpu_clock", "l4t", "module", "throttled"} <= environment.keys()
     assert report["random_weights"] and report["video"] == "made up" and report["version"]
     assert report["settings"]["merge_ratio"] == 0.7 and report["settings"]["rounds"] == 2
-    assert report["settings"]["mode"] == list(BENCH_MODES)
+    assert report["settings"]["stages"] == list(BENCH_MODES)
     assert report["bandwidth_gb_per_s"] > 0 and report["bandwidth_source"] == "read by the CPU"
     assert all(r["peak_device_memory_bytes"] is None and r["power"] is None for r in report["results"])
     assert all(r["peak_host_memory_bytes"] > 2**20 for r in report["results"])
@@ -135,7 +135,7 @@ def test_the_table_of_a_file_holds_the_same(report: dict[str, Any]) -> None:
 
 
 def test_some_stages_only(capsys: Capture, tiny_bundle: Path) -> None:
-    outcome = run(capsys, tiny_bundle, "--mode", "decode", "vision", "--bandwidth", 204.8)
+    outcome = run(capsys, tiny_bundle, "--stages", "decode", "vision", "--bandwidth", 204.8)
     assert outcome.out.count("\n") == 1
     found = json.loads(outcome.out)
     assert [(r["mode"], r["compression"]) for r in found["results"]] == [
@@ -151,7 +151,7 @@ def test_some_stages_only(capsys: Capture, tiny_bundle: Path) -> None:
 
 def test_a_clip(capsys: Capture, tiny_bundle: Path, tmp_path: Path) -> None:
     clip = clips.write_clip(tmp_path / "clip.mp4", size=(96, 64))
-    found = json.loads(run(capsys, tiny_bundle, "--mode", "e2e", "prefill", "--video", clip).out)
+    found = json.loads(run(capsys, tiny_bundle, "--stages", "e2e", "prefill", "--video", clip).out)
     assert found["video"] == str(clip)
     assert {r["frames"] for r in found["results"]} == {4}
     assert result(found, "e2e", "on")["metrics"]["video_latency"]["min"] > 0
@@ -335,7 +335,7 @@ def test_a_device_has_no_bandwidth_that_the_cpu_could_measure(
     capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "open_engine", DeviceEngine)
-    printed = run(capsys, tiny_bundle, "--mode", "vision")
+    printed = run(capsys, tiny_bundle, "--stages", "vision")
     assert "host MiB" in printed.err and "GPU MiB" in printed.err
     found = json.loads(printed.out)
     assert found["bandwidth_gb_per_s"] is found["bandwidth_source"] is None
@@ -348,7 +348,7 @@ def test_a_device_has_no_bandwidth_that_the_cpu_could_measure(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--mode", "speed"), "--mode: invalid choice: 'speed'"),
+        (("--stages", "speed"), "--stages: invalid choice: 'speed'"),
         (("--rounds", "0"), "--rounds"),
         (("--new-tokens", "1"), "--new-tokens"),
         (("--num-frames", "600"), "--kv-capacity"),
@@ -404,8 +404,8 @@ def test_defaults_are_those_of_config() -> None:
 
 
 def test_an_empty_choice_of_modes() -> None:
-    with pytest.raises(UsageError, match="--mode"):
-        BenchSpec(mode=())
+    with pytest.raises(UsageError, match="--stages"):
+        BenchSpec(stages=())
 
 
 def test_a_failure_leaves_the_files_as_they_were(
@@ -415,7 +415,16 @@ def test_a_failure_leaves_the_files_as_they_were(
     before.write_text("before")
     monkeypatch.setattr("dycoke_edge.cli_bench._write_json", _fail_half_way)
     outcome = here(
-        capsys, "bench", tiny_bundle, *QUICK, "--mode", "merge", "--export-json", before, "--export-csv", tmp_path / "c"
+        capsys,
+        "bench",
+        tiny_bundle,
+        *QUICK,
+        "--stages",
+        "merge",
+        "--export-json",
+        before,
+        "--export-csv",
+        tmp_path / "c",
     )
     assert outcome.code == 4 and "No space left" in outcome.complaint
     assert before.read_text() == "before"

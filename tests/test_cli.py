@@ -97,12 +97,16 @@ def test_an_image_and_text_alone(capsys: Capture, tiny_bundle: Path, tmp_path: P
         (("--merge-ratio", 0), 128),
         (("--merge-ratio", 1), 2 * 16),
         (("--mode", "official"), 3 * 16 + 5 * 4),  # frames 0, 4 and 6 whole
-        (("--positions", "keep"), 56),
-        (("--prune-ratio", 0), 56),
-        (("--free-parked",), 56),
-        (("--weigh",), 56),
-        (("--refresh-threshold", 1), 56),
-        (("--threads", 1, "--vision-batch", 3, "--prefill-chunk", 7, "--resident", "--kv-capacity", 128), 56),
+        (("--mode", "paper", "--weigh"), 56),
+        (("--mode", "paper", "--refresh-threshold", 1), 56),
+        ((), 8 * 4),  # a quarter of every frame's
+        (("--budget", 0.5), 8 * 8),
+        (("--budget", 1), 128),
+        (("--keep", "attention", "--prune-ratio", 0.7), 8 * 4),
+        (("--positions", "reassign"), 8 * 4),
+        (("--prune-ratio", 0), 8 * 4),
+        (("--free-parked",), 8 * 4),
+        (("--threads", 1, "--vision-batch", 3, "--prefill-chunk", 7, "--resident", "--kv-capacity", 128), 8 * 4),
         (("--provider", "cpu", "--mode", "paper", "--positions", "reassign"), 56),
     ],
 )
@@ -111,7 +115,7 @@ def test_compression_and_engine_options(
 ) -> None:
     found = stats(capsys, tiny_bundle, "--video", clip, "--num-frames", 8, *options)
     assert found["visual_tokens_kept"] == kept
-    assert found["keep_applied"] == (options[0] != "--prune-ratio")
+    assert found["keep_applied"] == (options[:1] != ("--prune-ratio",))
 
 
 @pytest.mark.parametrize(

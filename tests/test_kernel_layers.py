@@ -178,7 +178,7 @@ def test_a_stop_token_ends_an_answer_that_the_gpu_is_ahead_of(tiny_bundle: Path,
 def live_tokens(llm: VideoLLM, weigh: bool) -> Iterator[list[int]]:
     """Questions about a video that outgrows its memory, with an answer left half-way."""
     asked, room = Sampling(max_new_tokens=6, stop_token_ids=()), {"max_question_tokens": 40, "max_answer_tokens": 8}
-    live = llm.live(Compression(refresh_threshold=0.99, weigh=weigh), LiveSpec(6, 0.0, **room))
+    live = llm.live(Compression(mode="paper", refresh_threshold=0.99, weigh=weigh), LiveSpec(6, 0.0, **room))
     other = llm.live(Compression.off(), LiveSpec(2, 0.0, **room))
     for number, frame in enumerate(frames(12)):
         live.push(frame)

@@ -127,7 +127,7 @@ def test_the_kept_set_and_its_rows_are_those_of_the_host(device: Device, count: 
         assert (now["swaps"], bool(now["refreshed"]), now["num_active"]) == (moved, policy.refreshed, host.num_active)
         np.testing.assert_array_equal(rows.slot[:count].numpy(), host.slot[:count])
         np.testing.assert_array_equal(rows.slab.numpy(), host.slab)
-        np.testing.assert_array_equal(rows.bias.numpy()[:count], host.bias(slice(0, count)))
+        np.testing.assert_array_equal(rows.bias.numpy()[:, :count], host.bias(slice(0, count)))
         assert step or count < 3 or ratio in (0.0, 1.0) or moved
 
 

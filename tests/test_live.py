@@ -33,9 +33,11 @@ PLAIN = LiveSpec(
 )  # nothing that the offline path has not
 COMPRESSIONS = {
     "off": Compression.off(),
-    "merge": Compression(prune_ratio=0.0),
+    "merge": Compression(mode="paper", prune_ratio=0.0),
     "merge and prune": OFTEN,
-    "positions keep": Compression(refresh_threshold=0.95, positions="keep"),
+    "positions keep": Compression(mode="paper", refresh_threshold=0.95, positions="keep"),
+    "coverage": Compression(budget=0.5),
+    "coverage attended": Compression(budget=0.3, keep="attention", prune_ratio=0.7, positions="reassign"),
 }
 
 

@@ -86,6 +86,10 @@ def test_lively_cases(model: Any, name: str) -> None:
     assert len(set(trace.ids)) >= 20
     assert max(trace.ids) < 256
     assert min(trace.margins) > 5e-3
+    if case.compression.keep == "coverage":
+        kept = max(1, int(16 * case.compression.budget))
+        assert set(trace.active_counts) == {case.frames * max(1, int(kept * (1 - case.compression.prune_ratio)))}
+        return
     assert min(trace.gaps) > 3e-6
     if not case.compression.free_parked:
         assert min(abs(cosine - threshold) for cosine in trace.cosines) > 4e-4
@@ -108,7 +112,7 @@ def lively_trace(model: Any, case: lively.Case) -> reference.Trace:
 
 def test_keep_changes_the_answer(model: Any) -> None:
     case = lively.CASES["merge-0.7"]
-    kept_all = lively.Case(9, 3, Compression(prune_ratio=0), 0, 0)
+    kept_all = lively.Case(9, 3, Compression(mode="paper", prune_ratio=0), 0, 0)
     assert lively_trace(model, case).ids != lively_trace(model, kept_all).ids
 
 

@@ -58,7 +58,7 @@ def test_cached_rows_are_slices_of_the_slab_and_new_rows_are_written_in_place(ll
 
 def test_no_graph_is_given_an_empty_cache(llm: VideoLLM) -> None:
     recorder = Recorder(llm)
-    llm.generate("What?", video=frames(4), sampling=SHORT)
+    llm.generate("What?", video=frames(4), compression=Compression(merge_ratio=0.7), sampling=SHORT)
     bound = [array for _, inputs, _ in recorder.calls for name, array in inputs.items() if name[:2] in ("k_", "v_")]
     assert bound and min(len(array) for array in bound) == 1
     assert all(
@@ -195,7 +195,10 @@ def test_every_ratio_runs(llm: VideoLLM, ratio: float) -> None:
 def test_freed_rows_count_no_more(llm: VideoLLM) -> None:
     kept, freed = (
         llm.generate(
-            "What?", video=frames(9), compression=Compression(0.5, 0.7, free_parked=free), sampling=SHORT
+            "What?",
+            video=frames(9),
+            compression=Compression(merge_ratio=0.5, prune_ratio=0.7, free_parked=free),
+            sampling=SHORT,
         ).stats
         for free in (False, True)
     )

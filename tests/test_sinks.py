@@ -510,7 +510,7 @@ async def later(event: Event) -> None: ...
         (lambda: None, "does not take one argument"),
         (lambda event, more: None, "does not take one argument"),
     ],
-    ids=str,
+    ids=["none", "number", "bytes", "dict", "file", "class", "async", "none of them", "two of them"],
 )
 @pytest.mark.parametrize("many", [True, False], ids=["list", "alone"])
 def test_what_takes_no_event_is_refused_at_once(tmp_path: Path, handler: Any, why: str, many: bool) -> None:

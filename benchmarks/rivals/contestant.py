@@ -64,7 +64,7 @@ class Side:
         return made
 
 
-OFF, MERGE, BOTH = Compression.off(), Compression(prune_ratio=0.0), Compression()
+OFF, MERGE, BOTH = Compression.off(), Compression(mode="paper", prune_ratio=0.0), Compression(mode="paper")
 SIDES = {
     "transformers": Side("generate", "transformers, SDPA, generate"),
     "compiled": Side("compiled", "transformers, static cache, torch.compile(reduce-overhead)"),
