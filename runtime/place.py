@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-# RFC 3986 without what programs disagree on: brackets, @, \, % and blanks in or around a host, letters in a port,
-# anything that is not ASCII before the path.
+# RFC 3986 without what programs disagree on: brackets, \, % and blanks in or around a host, letters in a port,
+# a host that is not ASCII. People do write an @ in a password: the last one ends it.
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z]+)://"
-    r"(?:(?P<login>[^][@/?#\\\s]*)@)?"
+    r"(?:(?P<login>[^][/?#\\\s]*)@)?"
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*)"
     r"(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<rest>(?:[/?#].*)?)"
@@ -21,7 +21,7 @@ _URL = re.compile(
 @dataclass(frozen=True)
 class Place:
     """A URL's parts. `str()` puts them together again, and nothing else. `host` has no brackets; `login` is as it was
-    written, without the @; `rest` begins with the path; `usual` is the scheme's own port."""
+    written, with %40 for an @ in it; `rest` begins with the path; `usual` is the scheme's own port."""
 
     scheme: str
     login: str
@@ -48,7 +48,8 @@ def place(url: str, ports: Mapping[str, int]) -> Place:
         raise ValueError("malformed URL")
     if found["host"].startswith("["):
         IPv6Address(found["host"][1:-1])
-    scheme, login, host = found["scheme"].lower(), found["login"] or "", found["host"].lower().strip("[]")
+    scheme, host = found["scheme"].lower(), found["host"].lower().strip("[]")
+    login = (found["login"] or "").replace("@", "%40")
     port = int(found["port"]) if found["port"] else ports.get(scheme, 0)
     if scheme not in ports or not 0 < port < 65536:
         raise ValueError("malformed URL")
