@@ -166,14 +166,14 @@ def run(args: argparse.Namespace) -> None:
             seen.append,
         )
         first = next(pieces)  # reading, encoding and prefill happen here
-    output.random_weights(llm.bundle.manifest)
-    output.half_precision(llm.bundle.manifest, engine.provider)
+    output.about(llm.bundle, engine.provider)
     whole = itertools.chain([first], pieces)
-    reply = llm.reply(whole if args.json else output.echo(whole), sampling)
+    reply = llm.reply(whole if args.json else output.echo(whole))
     if args.json:
         output.json_line(reply.as_dict())
     else:
         output.costs(reply.stats.as_dict())
+    output.repeated(reply.finish_reason)
     if sheet:
         output.save_picture(contact_sheet(seen[0], llm.kv.active(), llm.bundle.model.tokens_per_frame), sheet)
 

@@ -88,8 +88,7 @@ def watch(args: argparse.Namespace) -> None:
     allocator.keep_small()
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(take(args, EngineSpec)))
     watcher = CameraWatcher(llm, [camera], rules, screen, compression, reading=reading, live=live)
-    output.random_weights(llm.bundle.manifest)
-    output.half_precision(llm.bundle.manifest, args.provider)
+    output.about(llm.bundle, args.provider)
     try:
         with watcher:
             try:
@@ -109,12 +108,13 @@ def ask(args: argparse.Namespace) -> None:
     uri, engine = fill(args.uri), take(args, EngineSpec)
     address = parse_uri(uri)
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(engine))
-    output.random_weights(llm.bundle.manifest)
+    output.about(llm.bundle, engine.provider)
     if address.kind == "file":
         pieces = llm.stream(args.prompt, address.target, None, compression, sampling, clip)
-        reply = llm.reply(pieces if args.json else output.echo(pieces), sampling)
+        reply = llm.reply(pieces if args.json else output.echo(pieces))
         if args.json:
             output.json_line(reply.as_dict())
+        output.repeated(reply.finish_reason)
         return
     camera = Camera("camera", uri, window_s=args.window_s, **({"fps": args.fps} if args.fps else {}))
     answer = _ask_camera(llm, camera, args.prompt, sampling, compression, take(args, ReaderSpec, READING))

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dycoke_edge.bundle import Manifest
+from dycoke_edge.bundle import EXAMPLE, Bundle, Manifest
 
 if TYPE_CHECKING:
     from dycoke_edge.parity import Parity
@@ -79,6 +79,17 @@ def random_weights(manifest: Manifest) -> None:
         people.print(f"note: this model has random weights (seed {manifest.random_seed}); its text means nothing")
 
 
+def about(bundle: Bundle, provider: str) -> None:
+    """What to know of a model before its text is read."""
+    random_weights(bundle.manifest)
+    half_precision(bundle.manifest, provider)
+    knows, example = bundle.manifest.knows, bundle.path / EXAMPLE
+    if knows is not None:
+        where = f" about {example}" if example.is_file() else ""
+        asked = ", ".join(f'"{question}"' for question in knows.questions)
+        note(f"this model knows {knows.what}. Of anything else its text means nothing. Try{where}: {asked}")
+
+
 def note(text: str) -> None:
     """Something that people should know."""
     people.print(f"note: {text}")
@@ -88,6 +99,12 @@ def half_precision(manifest: Manifest, provider: str) -> None:
     """Say so where fp16 saves nothing."""
     if manifest.model.dtype == "fp16" and provider == "cpu":
         people.print("note: the CPU computes in fp32 and holds fp16 weights a second time so; use --dtype fp32 here")
+
+
+def repeated(finish_reason: str) -> None:
+    """Say why an answer that repeats itself ends where it does."""
+    if finish_reason == "repetition":
+        note("the answer repeats itself and was stopped; --repeat-limit 0 lets it go on")
 
 
 def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:

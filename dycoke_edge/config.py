@@ -106,13 +106,18 @@ class Compression(Options):
 
 @dataclass(frozen=True)
 class Sampling(Options):
-    """How tokens are drawn. `temperature` 0 is greedy. `stop_token_ids` None means the bundle's own, () none."""
+    """How tokens are drawn, and when an answer ends. `temperature` 0 is greedy. `stop_token_ids` None means the
+    bundle's own; with () nothing but `max_new_tokens` ends an answer, not even `repeat_limit`: the most tokens that one
+    phrase, said three times in a row or more, may fill."""
 
     max_new_tokens: int = option(128, "longest answer, in tokens", 1, 2**20)
     temperature: float = option(0.0, "0 is greedy; higher is more random", 0)
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability", 0, 1)
     seed: int = option(0, "seed of the random draw", 0, 2**63)
     stop_token_ids: tuple[int, ...] | None = option(None, "token ids that end the answer (the bundle's own)", 0)
+    repeat_limit: int = option(
+        32, "tokens that a phrase said again and again may fill before the answer is stopped; 0 is off", 0, 2**20
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from dycoke_edge.runtime.explain import Seen
 from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.marks import Marks
-from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
+from dycoke_edge.runtime.reply import Piece, Reply, pieces
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.text import Text
 from dycoke_edge.runtime.video import open_visual, read_image, resize
@@ -76,17 +76,15 @@ class VideoLLM:
     ) -> Reply:
         """Answer a prompt, or the last of several messages. `video` is a path or uint8 [F, H, W, 3], `image` a path or
         uint8 [H, W, 3]; one of them in the whole conversation, with the message marked `visual` or the user's first."""
-        return self.reply(self.stream(prompt, video, image, compression, sampling, clip), sampling)
+        return self.reply(self.stream(prompt, video, image, compression, sampling, clip))
 
-    def reply(self, pieces: Iterable[Piece], sampling: Sampling) -> Reply:
+    def reply(self, pieces: Iterable[Piece]) -> Reply:
         """Join the pieces of a stream."""
-        tokens, stats = list[int](), Stats()
-        for piece in pieces:
-            tokens.append(piece.token)
-            stats = piece.stats
-        stopped = tokens[-1] in (self._stops(sampling).stop_token_ids or ())
-        finish: FinishReason = "stop" if stopped else "length"
-        return Reply(self.text.decode(tokens), tokens, finish, stats)
+        come = list(pieces)
+        tokens = [piece.token for piece in come]
+        finish = come[-1].finish_reason
+        assert finish is not None, "the last piece says why it is the last"
+        return Reply(self.text.decode(tokens), tokens, finish, come[-1].stats)
 
     def stream(
         self,

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from dycoke_edge import __version__, cli
+from dycoke_edge.bundle import open_bundle
 from dycoke_edge.cli_options import take
 from dycoke_edge.config import Clip, Compression, EngineSpec, ExportSpec, Options, Sampling, flag
 from tests import clips
@@ -141,6 +142,45 @@ def test_sampling_options(capsys: Capture, tiny_bundle: Path) -> None:
     assert ids(*warm, "--top-p", 0) == greedy
     reply = json.loads(ask(capsys, tiny_bundle, "--json", "--stop-token-ids", greedy[2], 1).out)
     assert reply["token_ids"] == greedy[:3] and reply["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "--video", "examples/scene.mp4", "--prompt", "Is anything moving?"),
+        ("run", "--json", "--prompt", "Hi"),
+        ("ask", "examples/scene.mp4", "Is anything moving?"),
+        ("watch", "examples/scene.mp4", "--ask", "Is anything moving?", "--window", 4, "--every", 4, "--fps", 2),
+    ],
+)
+def test_a_model_of_one_domain_says_once_what_it_knows(
+    capsys: Capture, shipped_bundle: Path, command: tuple[Argument, ...]
+) -> None:
+    outcome = here(capsys, command[0], shipped_bundle, *command[1:])
+    assert outcome.code == 0 and outcome.err.count("this model knows drawn scenes") == 1
+    assert f'Try about {shipped_bundle / "example.mp4"}: "How many objects are there?"' in outcome.err
+    assert "knows" not in outcome.out and ("yes" in outcome.out or command[1] == "--json")
+
+
+def test_what_a_bundle_says_to_try_is_answered(capsys: Capture, shipped_bundle: Path) -> None:
+    truth = {"How many objects are there?": "two", "Is anything moving?": "yes", "Which colour is the spark?": "white"}
+    knows = open_bundle(shipped_bundle).manifest.knows
+    assert knows is not None and set(knows.questions) == truth.keys()
+    for question, answer in truth.items():
+        video = ("--video", shipped_bundle / "example.mp4")
+        assert here(capsys, "run", shipped_bundle, *video, "--prompt", question).out == f"{answer}\n"
+
+
+def test_an_answer_that_repeats_itself_is_stopped_and_that_is_said(capsys: Capture, shipped_bundle: Path) -> None:
+    """A clip that is none of the model's scenes, and no stop token of its own: what large models do now and then."""
+    strange = ("--video", "examples/clip.mp4", "--prompt", "Is anything moving?", "--stop-token-ids", 5)
+    outcome = here(capsys, "run", shipped_bundle, *strange, "--json")
+    reply = json.loads(outcome.out)
+    assert reply["finish_reason"] == "repetition" and reply["token_ids"][-32:-16] == reply["token_ids"][-16:]
+    assert "--repeat-limit 0" in outcome.err
+    free = json.loads(here(capsys, "run", shipped_bundle, *strange, "--json", "--repeat-limit", 0).out)
+    assert free["finish_reason"] == "length" and len(free["token_ids"]) == 128
+    assert free["token_ids"][: len(reply["token_ids"])] == reply["token_ids"]
 
 
 # inspect, verify, doctor, export
@@ -312,7 +352,7 @@ def test_a_full_disk_behind_stdout(tiny_bundle: Path) -> None:
 
 
 def test_ctrl_c_while_answering(tiny_bundle: Path) -> None:
-    options = ("--max-new-tokens", 30000, "--kv-capacity", 32000, "--stop-token-ids", 263)
+    options = ("--max-new-tokens", 30000, "--kv-capacity", 32000, "--stop-token-ids", 263, "--repeat-limit", 0)
     process = start("run", tiny_bundle, "--prompt", "Hi", *options)
     assert process.stdout is not None
     process.stdout.read(1)

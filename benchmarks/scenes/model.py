@@ -12,6 +12,10 @@ from benchmarks.scenes import questions, world
 
 VOCABULARY = 512  # byte-level BPE: any text can be asked, the scenes' own words are one token each
 TEXTS = 2000  # scenes whose texts the tokenizer is trained on
+KNOWS = {  # goes into config.json, and with an export into the bundle
+    "what": "drawn scenes: up to four coloured shapes that stand still or move",
+    "questions": ["How many objects are there?", "Is anything moving?", "Which colour is the spark?"],
+}
 PATCH = 8  # 14 x 14 patches, pooled to 7 x 7 = 49 tokens a frame
 
 
@@ -70,6 +74,7 @@ def config(tokenizer: Tokenizer) -> LlavaOnevisionConfig:
         image_token_index=ids["<image>"],
         video_token_index=ids["<video>"],
         image_grid_pinpoints=grid_pinpoints(world.SIDE),
+        dycoke_edge_knows=KNOWS,
     )
 
 

@@ -20,6 +20,7 @@ from dycoke_edge.runtime.serve.errors import ApiError, Json, as_api_error, body
 from dycoke_edge.runtime.serve.messages import ChatRequest, ImagePart, Question, StreamPart, VideoPart, question
 from dycoke_edge.runtime.serve.service import Service
 from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.step import FinishReason
 
 SSE = "text/event-stream"
 
@@ -35,11 +36,13 @@ class Answering:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
+    finish: FinishReason | None = None
 
     def take(self, piece: Piece) -> str:
         """Count a piece in; returns its text."""
         self.text, self.stats = self.text + piece.text, piece.stats
         self.tokens.append(piece.token)
+        self.finish = piece.finish_reason
         return piece.text
 
 
@@ -195,6 +198,7 @@ def _costs(answer: Answering) -> dict[str, Any]:
     """What compression did for this answer. `window`: UTC of the oldest and newest frame of a live camera."""
     stats = answer.stats
     return {
+        "finish_reason": answer.finish,  # "repetition" too, which OpenAI's clients know as "length"
         "vision_tokens_in": stats.visual_tokens_in,
         "vision_tokens_kept": stats.visual_tokens_kept,
         "frames": stats.frames,
