@@ -27,7 +27,7 @@ from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.marks import Marks
 from dycoke_edge.runtime.reply import Piece, Reply, pieces
-from dycoke_edge.runtime.stats import Stats, why_not
+from dycoke_edge.runtime.stats import Stats, untiled, why_not
 from dycoke_edge.runtime.text import Text
 from dycoke_edge.runtime.video import open_visual, read_image, resize
 
@@ -75,7 +75,8 @@ class VideoLLM:
         clip: Clip = Clip(),  # noqa: B008
     ) -> Reply:
         """Answer a prompt, or the last of several messages. `video` is a path or uint8 [F, H, W, 3], `image` a path or
-        uint8 [H, W, 3]; one of them in the whole conversation, with the message marked `visual` or the user's first."""
+        uint8 [H, W, 3]; one of them in the whole conversation, with the message marked `visual` or the user's first. An image is
+        seen as one frame: it is not cut into tiles, as the model's own processor does, so small things in it are lost."""
         return self.reply(self.stream(prompt, video, image, compression, sampling, clip))
 
     def reply(self, pieces: Iterable[Piece]) -> Reply:
@@ -115,6 +116,8 @@ class VideoLLM:
         stats.video_latency = perf_counter() - began
         stats.text_tokens, stats.frames = num_text, len(frames)
         stats.why_not = why_not(len(frames), compression)
+        if image is not None:
+            stats.why_not.append(untiled(self.bundle.model.tokens_per_frame))
         began = perf_counter()
         if not len(frames):
             yield from self._answer(Prompt(prefix, suffix), compression, sampling, stats, began)

@@ -26,7 +26,7 @@ class Stats:
     new_tokens: int = 0
     merge_applied: bool = False
     keep_applied: bool = False
-    why_not: list[str] = field(default_factory=list)  # where compression was asked for and could not apply, or was off
+    why_not: list[str] = field(default_factory=list)  # where compression could not apply or was off; what is not done
     mean_active_rows: float = 0.0  # visual rows that deep layers attended to, mean over decode steps
     refreshes: int = 0  # times the kept set was chosen anew and changed
     kv_bytes: int = 0  # rows in use at the end
@@ -73,6 +73,14 @@ class Stats:
             "inter_token_latency_p50": self.percentile(50),
             "inter_token_latency_p90": self.percentile(90),
         }
+
+
+def untiled(tokens: int) -> str:
+    """What is lost of an image, in words; `tokens` are those of a frame."""
+    return (
+        f"the image is one frame of {tokens} visual tokens, where the model's own processor also cuts it into tiles: "
+        "small things in it are lost"
+    )
 
 
 def why_not(num_frames: int, compression: Compression) -> list[str]:

@@ -86,7 +86,9 @@ def test_an_image_and_text_alone(capsys: Capture, tiny_bundle: Path, tmp_path: P
     Image.fromarray(clips.mark(9)).save(tmp_path / "a.png")
     found = stats(capsys, tiny_bundle, "--image", tmp_path / "a.png")
     assert found["frames"] == 1 and found["visual_tokens_kept"] == 16
-    assert found["why_not"] == ["nothing to merge: one frame"]
+    assert found["why_not"][0] == "nothing to merge: one frame"
+    assert found["why_not"][1].startswith("the image is one frame of 16 visual tokens, where the model's own processor")
+    assert "cuts it into tiles" in ask(capsys, tiny_bundle, "--image", tmp_path / "a.png").err
     found = stats(capsys, tiny_bundle)
     assert found["frames"] == 0 and found["mean_active_rows"] == 0 and found["why_not"] == ["no video: text only"]
 
