@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--image",
         action="append",
         metavar="FILE",
-        help="a picture instead of a video; it is seen as one frame, not cut into tiles as the model's own processor does, so small things in it are lost",
+        help="a picture instead of a video; it is one frame, not cut into tiles, so small things in it are lost",
     )
     p.add_argument("--prompt", required=True, metavar="TEXT", help="the question; <video> in it places the frames")
     p.add_argument("--json", action="store_true", help="print one JSON object with the answer and its statistics")

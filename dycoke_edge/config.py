@@ -5,8 +5,9 @@ them from here."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,6 +46,20 @@ class Options:
                 continue
             for item in value if isinstance(value, tuple) else (value,):
                 _check(field, item)
+
+
+def split(call: str, options: Mapping[str, Any], *groups: type[Options]) -> list[dict[str, Any]]:
+    """The fields of each group among `options`, lists as tuples. UsageError for a name that is in none, with the
+    nearest that is."""
+    names = [{field.name for field in dataclasses.fields(group)} for group in groups]
+    for name in options:
+        if not any(name in own for own in names):
+            near = difflib.get_close_matches(name, sorted(set().union(*names)), 1, 0.5)
+            known = " and ".join(group.__name__ for group in groups)
+            hint = f"did you mean {near[0]}?" if near else f"give {groups[0].__name__}'s, e.g. {sorted(names[0])[0]}"
+            raise UsageError(f"{call}: there is no option {name}; {hint} (options are the fields of {known})")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return [{name: given[name] for name in given if name in own} for own in names]
 
 
 def _check(field: dataclasses.Field[Any], value: object) -> None:

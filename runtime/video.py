@@ -101,7 +101,7 @@ def read_image(path: str | PathLike[str], size: int) -> Frames:
     try:
         with Image.open(path, formats=_formats()) as image:
             upright_image = ImageOps.exif_transpose(image)
-            pixels = np.asarray(_scaled(_rgb(upright_image), size))
+            pixels = np.asarray(_scaled(rgb(upright_image), size))
     except UnidentifiedImageError as error:
         raise InputError(f"{path} (--image) is not an image; give a JPEG, PNG or WebP file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -116,7 +116,8 @@ def _formats() -> list[str]:
     return [name for name in IMAGES if name in Image.OPEN]  # a Pillow may be built without some
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB, eight bits each."""
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips them to white
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     return image.convert("RGB")
