@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,14 +19,29 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dycoke_edge import __version__, cli
+from dycoke_edge import Message, VideoLLM, __version__, cli, cli_chat, cli_demo
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.cli_options import take
 from dycoke_edge.config import Clip, Compression, EngineSpec, ExportSpec, Options, Sampling, flag
+from dycoke_edge.runtime import visual
 from tests import clips
-from tests.commands import ROOT, Argument, Outcome, apart, here, python, start, wait_until
+from tests.commands import ROOT, Argument, Outcome, apart, files, here, python, start, wait_until
 
-COMMANDS = ("export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve", "bench")
+COMMANDS = (
+    "demo",
+    "export",
+    "run",
+    "chat",
+    "inspect",
+    "verify",
+    "doctor",
+    "watch",
+    "ask",
+    "probe",
+    "serve",
+    "bench",
+    "build",
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -275,7 +292,158 @@ def test_export_then_run(capsys: Capture, tiny_checkpoint: Path, tmp_path: Path)
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle"]
 
 
+# demo, chat, --quiet
+
+
+def test_the_demo_answers_from_what_is_shipped(
+    capsys: Capture, shipped_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_demo, "SHIPPED", shipped_bundle)
+    outcome = here(capsys, "demo")
+    assert outcome.code == 0 and outcome.out.splitlines() == [
+        "How many objects are there? two",
+        "Is anything moving? yes",
+        "Which colour is the spark? white",
+    ]
+    again = shlex.split(outcome.err.splitlines()[-1].partition("dycoke-edge ")[2])
+    assert here(capsys, *again).out == "two\n"
+
+
+def test_a_demo_without_its_bundle_says_how_to_get_it(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_demo, "SHIPPED", tmp_path / "shipped")
+    outcome = here(capsys, "demo")
+    assert outcome.code == 4 and "make demo" in outcome.complaint and "export tiny BUNDLE" in outcome.complaint
+
+
+def talk(capsys: Capture, monkeypatch: pytest.MonkeyPatch, bundle: Path, text: str, *options: Argument) -> Outcome:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    return here(capsys, "chat", bundle, *options)
+
+
+def test_chat_encodes_the_clip_once_and_remembers_what_was_said(
+    capsys: Capture, shipped_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = list[int]()
+    real = visual.encode
+
+    def encode(bundle: Any, engine: Any, frames: Any, *others: Any) -> Any:
+        encoded.append(len(frames))
+        return real(bundle, engine, frames, *others)
+
+    monkeypatch.setattr(visual, "encode", encode)
+    video = ("--video", "examples/scene.mp4", "--num-frames", 16)
+    text = "How many objects are there?\n\n   \nWhich colour is the spark?\n/quit\nnobody hears this\n"
+    outcome = talk(capsys, monkeypatch, shipped_bundle, text, *video)
+    assert outcome.code == 0 and encoded == [16]
+    first, second = outcome.out.splitlines()
+    assert first == "two" and "364 of 784 visual tokens kept" in outcome.err and ">" not in outcome.err
+    llm = VideoLLM.load(shipped_bundle)
+    said = [
+        Message("user", "How many objects are there?"),
+        Message("assistant", "two"),
+        Message("user", "Which colour is the spark?"),
+    ]
+    assert llm.generate(said, "examples/scene.mp4", num_frames=16).text == second
+
+
+def test_chat_goes_on_after_a_question_that_cannot_be_asked(
+    capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "why " * 3000
+    outcome = talk(capsys, monkeypatch, tiny_bundle, f"What?\n{long}\nWhat?\n", "--video", "examples/clip.mp4")
+    assert outcome.code == 0 and outcome.out.count("\n") == 2
+    (complaint,) = [line for line in outcome.err.splitlines() if line.startswith("dycoke-edge: ")]
+    assert "tokens" in complaint
+
+
+def test_chat_forgets_the_oldest_turns(capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_chat, "ROWS", 120)
+    options = ("--video", "examples/clip.mp4", "--num-frames", 4, "--max-new-tokens", 20)
+    outcome = talk(capsys, monkeypatch, tiny_bundle, "What happens here?\n" * 12, *options)
+    assert outcome.code == 0 and outcome.out.count("\n") >= 12 and "dycoke-edge: " not in outcome.err
+
+
+def test_chat_about_nothing(capsys: Capture, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = talk(capsys, monkeypatch, tiny_bundle, "Hi\nHo", "--max-new-tokens", 3)
+    assert outcome.code == 0 and "no --video" in outcome.err
+
+
+def test_chat_prompts_where_a_person_types(tiny_bundle: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "dycoke_edge", "chat", str(tiny_bundle), "--max-new-tokens", "3"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.close(theirs)
+    os.write(ours, b"Hi\n/quit\n")
+    out, err = process.communicate(timeout=60)
+    os.close(ours)
+    assert process.returncode == 0 and err.count(b"> ") == 2 and b"> " not in out and out.count(b"\n") >= 1
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_quiet_leaves_nothing_but_errors(capsys: Capture, tiny_bundle: Path, place: str) -> None:
+    words: list[Argument] = ["run", tiny_bundle, "--prompt", "Hi", "--max-new-tokens", 2]
+    words = ["--quiet", *words] if place == "before" else [*words, "--quiet"]
+    outcome = here(capsys, *words)
+    assert outcome.code == 0 and outcome.out and outcome.err == ""
+    assert "what it took" in here(capsys, "run", tiny_bundle, "--prompt", "Hi", "--max-new-tokens", 2).err
+    assert "no bundle folder" in here(capsys, "inspect", "nowhere", "--quiet").complaint
+
+
 # help
+
+
+def test_alone_it_prints_the_help(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    printed = capsys.readouterr()
+    assert end.value.code == 2 and printed.err == ""
+    for name in COMMANDS:
+        assert re.search(rf"^    {name} +\w", printed.out, re.M), name
+    assert "A BUNDLE is a folder" in printed.out and "examples:\n  dycoke-edge demo" in printed.out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_a_command_are_command_lines(capsys: Capture, command: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = capsys.readouterr().out
+    examples = shown.partition("examples:\n")[2].splitlines()
+    assert examples
+    for line in examples:
+        program, *words = shlex.split(line.partition(" <")[0], comments=True)
+        assert program == "dycoke-edge" and words[0] == command
+        cli.parse_args(words)
+    if "BUNDLE" in shown.split("positional arguments:")[-1] and command != "export":
+        assert "a folder that `dycoke-edge export MODEL_DIR BUNDLE`" in " ".join(shown.split())
+
+
+def test_options_stand_in_groups(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--help"])
+    text = capsys.readouterr().out
+    parts = re.split(r"^([a-z]+):$", text, flags=re.M)
+    groups = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for title, group in (("compression", Compression), ("sampling", Sampling), ("clip", Clip), ("engine", EngineSpec)):
+        for field in dataclasses.fields(group):
+            assert f"\n  {flag(field.name)}" in groups[title]
+    assert "--merge-ratio" not in groups["options"] and "arXiv 2411.15024" in groups["compression"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_completes_commands_and_options(capsys: Capture, shell: str) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--print-completion", shell])
+    printed = capsys.readouterr().out
+    assert not end.value.code and all(word in printed for word in (*COMMANDS, "merge-ratio", "captured"))
+
+
+def test_completion_without_shtab_says_what_to_install(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    outcome = here(capsys, "--print-completion", "bash")
+    assert outcome.code == 2 and "pip install 'dycoke-edge[completion]'" in outcome.complaint
 
 
 def test_help_is_quick() -> None:
@@ -310,6 +478,43 @@ def test_defaults_are_those_of_config(capsys: Capture, command: str, group: type
 
 
 # terminals, pipes and signals
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C"},
+    ],
+)
+def test_an_encoding_that_lacks_letters_gets_replacements(
+    tiny_bundle: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    bundle = tmp_path / "b\u00fcndel-\u52a8"
+    bundle.symlink_to(tiny_bundle)
+    command = [sys.executable, "-m", "dycoke_edge", "inspect"]
+    for path, code in ((bundle, 0), (tmp_path / "k\u00fchn", 4)):
+        done = subprocess.run(
+            [*command, str(path)], cwd=ROOT, env=os.environ | environment, capture_output=True, check=False
+        )
+        assert done.returncode == code and b"Traceback" not in done.stderr
+        assert tmp_path.name.encode() in (done.stderr if code else done.stdout)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "code"), [("run {} --prompt Hi --max-new-tokens 3", 0), ("--help", 0), ("inspect nowhere", 4)]
+)
+def test_closed_streams_are_no_failure(tiny_bundle: Path, tmp_path: Path, closed: str, words: str, code: int) -> None:
+    """What is opened later must not be taken for them either: the bundle stays as it is."""
+    before = files(tiny_bundle)
+    line = f"exec {shlex.quote(sys.executable)} -m dycoke_edge {words.format(shlex.quote(str(tiny_bundle)))} {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == code and b"Traceback" not in done.stderr and files(tiny_bundle) == before
+    if closed == "2>&-" and not code:
+        assert done.stdout
 
 
 def test_a_progress_bar_on_terminals_only(tiny_bundle: Path, clip: Path) -> None:

@@ -26,12 +26,13 @@ def same(one: Reply, other: Reply) -> bool:
 @pytest.mark.parametrize("kind", ["arrays", "images", "mixed", "tuple", "paths"])
 def test_a_list_of_frames_is_a_clip(llm: VideoLLM, tmp_path: Path, kind: str) -> None:
     images = [Image.fromarray(frame) for frame in FRAMES]
+    mixed: list[Any] = [FRAMES[0], images[1], FRAMES[2], images[3]]
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number}.png")
     given: dict[str, Any] = {
         "arrays": list(FRAMES),
         "images": images,
-        "mixed": [FRAMES[0], images[1], FRAMES[2], images[3]],
+        "mixed": mixed,
         "tuple": tuple(images),
         "paths": [tmp_path / f"{number}.png" for number in range(4)],
     }
