@@ -205,7 +205,7 @@ def export(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """dycoke-edge run BUNDLE --video CLIP --prompt TEXT"""
     with installed("run", "dycoke-edge", EngineError):
-        from dycoke_edge.runtime.explain import Seen, contact_sheet, sheet_path
+        from dycoke_edge.runtime.explain import Seen, contact_sheet, open_shown, sheet_path
         from dycoke_edge.runtime.pipeline import VideoLLM
     compression = Compression.off() if args.no_compression else take(args, Compression)
     sampling, clip, engine = take(args, Sampling), take(args, Clip), take(args, EngineSpec)
@@ -236,7 +236,11 @@ def run(args: argparse.Namespace) -> None:
         output.costs(reply.stats.as_dict())
     output.repeated(reply.finish_reason)
     if sheet:
-        output.save_picture(contact_sheet(seen[0], llm.kv.active(), llm.bundle.model.tokens_per_frame), sheet)
+        shown = open_shown(video, image, clip)
+        drawn = contact_sheet(
+            shown, seen[0].kept, llm.kv.active(), llm.bundle.model.tokens_per_frame, args.prompt, reply.text
+        )
+        output.save_picture(drawn, sheet)
 
 
 def inspect(args: argparse.Namespace) -> None:

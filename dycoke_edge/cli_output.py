@@ -194,7 +194,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    people.print(f"wrote {path}: bright tokens were attended to at the end, half bright set aside, dim dropped")
+    people.print(f"wrote {path}")
 
 
 def _ms(seconds: float | None) -> str:

@@ -26,11 +26,12 @@ ROUNDING = 1e-3  # seconds; Matroska rounds its times to this
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, and `times`
-    float64 [F], seconds from the first frame of the file."""
+    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, `times` float64
+    [F], seconds from the first frame of the file, and `shape`, width and height before that."""
 
     pixels: NDArray[np.uint8]
     times: NDArray[np.float64]
+    shape: tuple[int, int]
 
 
 def sample_indices(total: int, num_frames: int) -> NDArray[np.int64]:
@@ -71,12 +72,14 @@ def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | 
     if on_frame is not None:
         on_frame(0, len(chosen))
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
+    shape = (size, size)
     for place, frame in enumerate(decode(path, index, chosen)):
         image = Image.fromarray(frame.to_ndarray(format="rgb24"))
         pixels[place] = np.asarray(upright(frame, _scaled(image, size)))
+        shape = upright(frame, Image.new("1", (frame.width, frame.height))).size
         if on_frame is not None:
             on_frame(place + 1, len(chosen))
-    return Frames(pixels, index.times[chosen])
+    return Frames(pixels, index.times[chosen], shape)
 
 
 def _choose(path: Path, index: Index, clip: Clip) -> NDArray[np.int64]:
@@ -102,13 +105,14 @@ def read_image(path: str | PathLike[str], size: int) -> Frames:
         with Image.open(path, formats=_formats()) as image:
             upright_image = ImageOps.exif_transpose(image)
             pixels = np.asarray(_scaled(rgb(upright_image), size))
+            shape = upright_image.size
     except UnidentifiedImageError as error:
         raise InputError(f"{path} (--image) is not an image; give a JPEG, PNG or WebP file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} (--image) cannot be read ({_line(error)}); copy it again or save it as JPEG"
         ) from error
-    return Frames(pixels[None].copy(), np.zeros(1))
+    return Frames(pixels[None].copy(), np.zeros(1), shape)
 
 
 def _formats() -> list[str]:
