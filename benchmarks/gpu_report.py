@@ -212,6 +212,7 @@ def plot(runs: list[Line], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     heights = [len(run["sides"]) + 2.2 for run in runs]
     figure, places = pyplot.subplots(
@@ -220,9 +221,8 @@ def plot(runs: list[Line], file: Path) -> None:
         figsize=(15, 0.42 * sum(heights)),
         squeeze=False,
         height_ratios=heights,
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12),
     )
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.12)
     for axes, run in zip(places, runs, strict=True):
         names = list(run["sides"])[::-1]
         for axis, panel in zip(axes, PANELS, strict=True):

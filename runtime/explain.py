@@ -25,6 +25,7 @@ HAZE = 60  # levels of 255 that dropped tokens are lighter by, to be seen in dar
 SWATCH, HAZY = (64, 160, 255), (110, 110, 110)
 EDGE = (255, 176, 0)  # around what was kept
 INK, PALE, PAPER = (20, 20, 20), (95, 95, 95), (255, 255, 255)
+LARGE, SMALL, TINY = 32, 24, 22  # pixels of a letter
 LINES = 4  # of a question or an answer, at most
 LEGEND = (
     (ACTIVE, "attended to at the end"),
@@ -98,7 +99,7 @@ def contact_sheet(
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (wide, head.height + rows * (box[1] + CAPTION + GAP) + MARGIN), PAPER)
     sheet.paste(head, (0, 0))
-    draw, small = ImageDraw.Draw(sheet), ImageFont.load_default(22)
+    draw, small = ImageDraw.Draw(sheet), ImageFont.load_default(TINY)
     for number, (frame, own) in enumerate(zip(shown.pixels, cells, strict=True)):
         row, column = divmod(number, columns)
         x, y = MARGIN + column * (box[0] + GAP), head.height + row * (box[1] + CAPTION + GAP)
@@ -149,16 +150,16 @@ def _sums(kept: int, active: int, frames: int, count: int) -> str:
 
 def _head(wide: int, question: str, answer: str, sums: str, legend: list[tuple[int, str]]) -> Image.Image:
     """What stands above the frames."""
-    large, small = ImageFont.load_default(32), ImageFont.load_default(24)
-    lines = [(line, large, PALE) for line in _wrapped(question, large, wide - 2 * MARGIN)]
-    lines += [(line, large, INK) for line in _wrapped(answer, large, wide - 2 * MARGIN)]
-    lines += [(sums, small, PALE)]
-    bottom = MARGIN + sum(round(font.size * 1.4) for _, font, _ in lines) + 10
+    large, small = ImageFont.load_default(LARGE), ImageFont.load_default(SMALL)
+    lines = [(line, LARGE, PALE) for line in _wrapped(question, large, wide - 2 * MARGIN)]
+    lines += [(line, LARGE, INK) for line in _wrapped(answer, large, wide - 2 * MARGIN)]
+    lines += [(sums, SMALL, PALE)]
+    bottom = MARGIN + sum(round(size * 1.4) for _, size, _ in lines) + 10
     head = Image.new("RGB", (wide, bottom + 46), PAPER)
     draw, y = ImageDraw.Draw(head), MARGIN
-    for line, font, ink in lines:
-        draw.text((MARGIN, y), line, fill=ink, font=font)
-        y += round(font.size * 1.4)
+    for line, size, ink in lines:
+        draw.text((MARGIN, y), line, fill=ink, font=large if size == LARGE else small)
+        y += round(size * 1.4)
     x = MARGIN
     for state, meaning in legend:
         swatch = HAZY if state == DROPPED else tuple(round(part * LIGHT[state]) for part in SWATCH)
@@ -171,9 +172,17 @@ def _head(wide: int, question: str, answer: str, sums: str, legend: list[tuple[i
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wide: int) -> list[str]:
     """A text in lines that fit, at most `LINES`; what is left out is three dots."""
     lines = list[str]()
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= wide:
-            lines[-1] += f" {word}"
+    for part in (part for word in text.split() for part in _pieces(word, font, wide)):
+        if lines and font.getlength(f"{lines[-1]} {part}") <= wide:
+            lines[-1] += f" {part}"
         else:
-            lines.append(word)
+            lines.append(part)
     return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"{lines[LINES - 1]} ..."]
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wide: int) -> list[str]:
+    """A word in parts that fit, for a language without spaces or an answer without sense."""
+    most = max(1, int(wide / font.getlength("W")))
+    if font.getlength(word) <= wide:
+        return [word]
+    return [word[start : start + most] for start in range(0, len(word), most)]

@@ -59,7 +59,7 @@ def places(sheet: Image.Image) -> int:
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (3, 3), (9, 4), (32, 6)])
 @pytest.mark.parametrize("shape", [(1920, 1080), (448, 448), (720, 1280), (40, 4000)])
 def test_frames_have_their_own_shape_and_room(count: int, columns: int, shape: tuple[int, int]) -> None:
-    shown = Shown(RED[:1].repeat(count, 0), shape, np.arange(count) / 2)
+    shown = Shown(RED[:1].repeat(count, 0), shape, np.arange(count, dtype=np.float64))
     kept = np.arange(4 * count, dtype=np.int32)
     sheet = contact_sheet(shown, kept, np.ones(4 * count, np.bool_), 4, "What?", "Nothing.")
     assert sheet.width <= WIDE + MARGIN
@@ -79,13 +79,19 @@ def test_a_sheet_says_what_was_asked_and_answered_and_when() -> None:
     def pixels(shown: Shown = shown, question: str = "What?", answer: str = "Red.") -> bytes:
         return contact_sheet(shown, KEPT, ACTIVE, 4, question, answer).tobytes()
 
-    others = [pixels(question="Why?"), pixels(answer="Blue."), pixels(Shown(RED, (40, 40), np.arange(3) + 0.5))]
+    others = [
+        pixels(question="Why?"),
+        pixels(answer="Blue."),
+        pixels(Shown(RED, (40, 40), np.arange(3.0) + np.float64(0.5))),
+    ]
     assert len({pixels(), *others, pixels(Shown(RED, (40, 40), None))}) == 5
 
 
 def test_long_texts_are_cut(tmp_path: Path) -> None:
     shown = Shown(RED, (40, 40), None)
     long = contact_sheet(shown, KEPT, ACTIVE, 4, "why " * 2000, "because " * 2000)
+    one_word = contact_sheet(shown, KEPT, ACTIVE, 4, "w" * 150, "because")
+    assert one_word.height > contact_sheet(shown, KEPT, ACTIVE, 4, "w" * 10, "because").height  # on several lines
     assert long.height < 2 * contact_sheet(shown, KEPT, ACTIVE, 4, "why", "because").height
 
 

@@ -41,7 +41,7 @@ def test_a_list_of_frames_is_a_clip(llm: VideoLLM, tmp_path: Path, kind: str) ->
 
 def test_frames_of_several_sizes(llm: VideoLLM) -> None:
     size = llm.bundle.model.image_size
-    given = [np.full((40, 90, 3), 200, np.uint8), Image.new("RGB", (size, size), (200, 200, 200))]
+    given: list[Any] = [np.full((40, 90, 3), 200, np.uint8), Image.new("RGB", (size, size), (200, 200, 200))]
     assert (scaled(given, size) == 200).all()
     assert llm.generate("What?", given, sampling=SIX).stats.frames == 2
 
