@@ -612,3 +612,14 @@ def test_what_a_library_does_of_ctrl_c_is_still_an_interruption(
     monkeypatch.setattr(cli, "examine", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
+
+
+def test_a_checkpoint_that_says_badly_what_it_knows_is_refused(
+    capsys: Capture, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_checkpoint, source)
+    config = json.loads((source / "config.json").read_text()) | {"dycoke_edge_knows": {"what": 3}}
+    (source / "config.json").write_text(json.dumps(config))
+    outcome = here(capsys, "export", source, tmp_path / "bundle", "--merge-ratio", 1)
+    assert outcome.code == 3 and "dycoke_edge_knows must be what" in outcome.err and not (tmp_path / "bundle").exists()
