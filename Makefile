@@ -8,6 +8,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 
 VENV := .venv
+BUNDLE := build/tiny-bundle
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt Makefile
@@ -58,9 +59,14 @@ $(VENV)/$(notdir $(VTEST)): | $(VENV)/bin/pip
 		echo "some tests will be skipped: sudo apt install opencv-doc" >&2; \
 	fi; cd ..; rm -rf debs $(notdir $@).part
 
-wheel: $(VENV)/.demo ## build dist/*.whl
+wheel: $(VENV)/.demo $(BUNDLE)/dycoke_edge.json ## build dist/*.whl, with a bundle for `dycoke-edge demo` in it
 	rm -rf build/lib build/bdist.*
 	$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+# dycoke_edge/shipped leads here; `make demo` makes it too.
+$(BUNDLE)/dycoke_edge.json: $(wildcard export/tiny/*) | $(VENV)/.demo
+	rm -rf $(BUNDLE)
+	$(RUN) dycoke_edge export tiny $(BUNDLE)
 
 clean: ## remove all that make and the tools wrote, .venv too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.accuracy_report import report
+from benchmarks.accuracy_report import draw, report
 from benchmarks.environment import stamp
 from benchmarks.methods import MERGES, SPLIT, Contestant, Method, chosen
 from benchmarks.scenes import questions, world
@@ -173,11 +173,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="file of answers to go on from (default: one under build/accuracy)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--redraw", action="store_true", help="draw the plots of the results in --out; ask nothing")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.redraw:
+        draw(json.loads((args.out / "accuracy.json").read_text())["results"], args.out)
+        return 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # take the workers along
     try:
         rows, kinds = chosen(args.methods), _kinds(args.kinds)

@@ -23,6 +23,7 @@ MANIFEST = "dycoke_edge.json"
 EMBED = "onnx/embed_tokens.npy"
 WEIGHTS = "onnx/decoder_weights.json"
 VISION_WEIGHTS = "onnx/vision_weights.json"
+EXAMPLE = "example.mp4"  # a clip that the model can be tried on; most bundles have none
 Table = TypeVar("Table", WeightTable, VisionTable)
 
 
@@ -33,6 +34,15 @@ class FileEntry(BaseModel):
 
     size: NonNegativeInt
     sha256: str
+
+
+class Knows(BaseModel):
+    """What a model is for that knows little: in words, and questions that it can answer about `EXAMPLE`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    what: str
+    questions: tuple[str, ...]
 
 
 class Manifest(BaseModel):
@@ -53,6 +63,7 @@ class Manifest(BaseModel):
     newline_id: NonNegativeInt  # row of embed_tokens.npy that holds the newline the model puts after a video
     stop_token_ids: tuple[int, ...]
     random_seed: int | None  # set when the weights are random: the text means nothing
+    knows: Knows | None = None  # set for a model of one small domain: about anything else its text means nothing
     files: dict[str, FileEntry]
 
     @field_validator("model")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.cli_environment import HELP, fill
-from dycoke_edge.cli_options import command, installed
+from dycoke_edge.cli_options import add_bundle, command, installed
 from dycoke_edge.config import Compression
 from dycoke_edge.errors import UsageError
 
@@ -29,8 +29,9 @@ STOP_S = 3.0  # that open alerts and sinks have to be finished
 def add_commands(commands: Any) -> None:
     """Add the command to the command line."""
     help = "watch cameras and answer over HTTP: OpenAI's API, alerts, events, metrics, a page"
-    p = command(commands, "serve", serve, help)
-    p.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
+    examples = ("serve BUNDLE --config cameras.yaml --check", "serve BUNDLE --config cameras.yaml", "serve --schema")
+    p = command(commands, "serve", serve, help, examples)
+    add_bundle(p, nargs="?")
     p.add_argument("--config", type=Path, metavar="FILE", help=f"cameras, rules, sinks and the server, in YAML; {HELP}")
     p.add_argument("--host", metavar="ADDRESS", help="address to listen on, instead of the file's server.host")
     p.add_argument("--port", type=int, metavar="N", help="port to listen on, instead of the file's server.port")

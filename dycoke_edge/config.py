@@ -5,8 +5,9 @@ them from here."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,20 @@ class Options:
                 _check(field, item)
 
 
+def split(call: str, options: Mapping[str, Any], *groups: type[Options]) -> list[dict[str, Any]]:
+    """The fields of each group among `options`, lists as tuples. UsageError for a name that is in none, with the
+    nearest that is."""
+    names = [{field.name for field in dataclasses.fields(group)} for group in groups]
+    for name in options:
+        if not any(name in own for own in names):
+            near = difflib.get_close_matches(name, sorted(set().union(*names)), 1, 0.5)
+            known = " and ".join(group.__name__ for group in groups)
+            hint = f"did you mean {near[0]}?" if near else f"give {groups[0].__name__}'s, e.g. {sorted(names[0])[0]}"
+            raise UsageError(f"{call}: there is no option {name}; {hint} (options are the fields of {known})")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return [{name: given[name] for name in given if name in own} for own in names]
+
+
 def _check(field: dataclasses.Field[Any], value: object) -> None:
     low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
@@ -77,9 +92,10 @@ def _bad(field: dataclasses.Field[Any], value: object, rule: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Compression(Options):
-    """Which visual tokens enter the decoder (merge), and which of them its deep layers see while decoding (keep).
+    """Which visual tokens enter the decoder (merge), and which of them its deep layers see while decoding (keep): by
+    coverage, the project's own way, or as DyCoke (arXiv 2411.15024) has it.
 
-    Mode "coverage" is the project's own (`dycoke.py`). Modes "paper" and "official" are DyCoke (arXiv 2411.15024):
+    Mode "coverage" is described in `dycoke.py`. Modes "paper" and "official" are DyCoke:
     `merge_ratio` is the paper's K, `prune_ratio` its P; its L is the bundle's split layer; `refresh_threshold` is the
     cosine of the released code, `weigh` what ToMe does (arXiv 2210.09461). A field that is not given takes the default
     of its mode; after that none is None, and `budget` is 1 outside of coverage, `merge_ratio` 0 within.
@@ -202,13 +218,18 @@ class Compression(Options):
 
 @dataclass(frozen=True)
 class Sampling(Options):
-    """How tokens are drawn. `temperature` 0 is greedy. `stop_token_ids` None means the bundle's own, () none."""
+    """How tokens are drawn, and when an answer ends. `temperature` 0 is greedy. `stop_token_ids` None means the
+    bundle's own; with () nothing but `max_new_tokens` ends an answer, not even `repeat_limit`: the most tokens that one
+    phrase, said three times in a row or more, may fill."""
 
     max_new_tokens: int = option(128, "longest answer, in tokens", 1, 2**20)
     temperature: float = option(0.0, "0 is greedy; higher is more random", 0)
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability", 0, 1)
     seed: int = option(0, "seed of the random draw", 0, 2**63)
     stop_token_ids: tuple[int, ...] | None = option(None, "token ids that end the answer (the bundle's own)", 0)
+    repeat_limit: int = option(
+        32, "tokens that a phrase said again and again may fill before the answer is stopped; 0 is off", 0, 2**20
+    )
 
 
 @dataclass(frozen=True)

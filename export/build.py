@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge import __version__, contract
-from dycoke_edge.bundle import EMBED, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files
+from dycoke_edge.bundle import EMBED, EXAMPLE, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import BundleError, UsageError
@@ -50,6 +50,8 @@ def export(
         (folder / "onnx").mkdir()
         _check_room(folder, checkpoint, model)
         tokens = tokenizer.write(folder, checkpoint)
+        if (checkpoint.path / EXAMPLE).is_file():
+            shutil.copyfile(checkpoint.path / EXAMPLE, folder / EXAMPLE)
         _write(folder, checkpoint, model, ratios, on_progress, on_parity)
         manifest = _manifest(checkpoint, model, ratios, tokens, folder)
         on_progress("hashing", 0.97)
@@ -158,5 +160,6 @@ def _manifest(
         newline_id=model.vocab_size,
         stop_token_ids=tokens.stop,
         random_seed=checkpoint.random_seed,
+        knows=checkpoint.knows,
         files={},
     )

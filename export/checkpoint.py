@@ -17,8 +17,10 @@ from typing import Any
 import torch
 import transformers
 from optimum.exporters.tasks import TasksManager
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from dycoke_edge.bundle import Knows
 from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import InputError, UsageError
@@ -57,6 +59,17 @@ class Checkpoint:
         """Set when the project made this checkpoint with random weights."""
         seed = getattr(self.config, "dycoke_edge_random_seed", None)
         return None if seed is None else int(seed)
+
+    @property
+    def knows(self) -> Knows | None:
+        """Set for a model of one small domain: what that is, and questions to try."""
+        told = getattr(self.config, "dycoke_edge_knows", None)
+        try:
+            return None if told is None else Knows.model_validate(told)
+        except ValidationError:
+            raise InputError(
+                f"{self.path / 'config.json'}: dycoke_edge_knows must be what (a text) and questions (texts)"
+            ) from None
 
     @property
     def num_parameters(self) -> int:

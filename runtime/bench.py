@@ -133,7 +133,7 @@ class Bench:
     def _merge(self, results: dict[str, Result]) -> None:
         tokens, result = self._encoded(), results["merge"]
         with self._measured(result) as seconds:
-            kept, _ = visual.merge(self.llm.bundle, self._engine, tokens, self._settings["on"])
+            kept = visual.merge(self.llm.bundle, self._engine, tokens, self._settings["on"]).tokens
         result.add(merge_latency=seconds[0])
         result.facts = {
             "frames": len(tokens),

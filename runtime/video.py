@@ -27,11 +27,12 @@ ROUNDING = 1e-3  # seconds; Matroska rounds its times to this
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, and `times`
-    float64 [F], seconds from the first frame of the file."""
+    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, `times` float64
+    [F], seconds from the first frame of the file, and `shape`, width and height before that."""
 
     pixels: NDArray[np.uint8]
     times: NDArray[np.float64]
+    shape: tuple[int, int]
 
 
 def sample_indices(total: int, num_frames: int) -> NDArray[np.int64]:
@@ -73,12 +74,14 @@ def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | 
         on_frame(0, len(chosen))
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
     reformatter = VideoReformatter()  # one each is never given back, nor are its threads (PyAV before 19)
+    shape = (size, size)
     for place, frame in enumerate(decode(path, index, chosen)):
         image = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
         pixels[place] = np.asarray(upright(frame, _scaled(image, size)))
+        shape = upright(frame, Image.new("1", (frame.width, frame.height))).size
         if on_frame is not None:
             on_frame(place + 1, len(chosen))
-    return Frames(pixels, index.times[chosen])
+    return Frames(pixels, index.times[chosen], shape)
 
 
 def _choose(path: Path, index: Index, clip: Clip) -> NDArray[np.int64]:
@@ -103,14 +106,15 @@ def read_image(path: str | PathLike[str], size: int) -> Frames:
     try:
         with Image.open(path, formats=_formats()) as image:
             upright_image = ImageOps.exif_transpose(image)
-            pixels = np.asarray(_scaled(_rgb(upright_image), size))
+            pixels = np.asarray(_scaled(rgb(upright_image), size))
+            shape = upright_image.size
     except UnidentifiedImageError as error:
         raise InputError(f"{path} (--image) is not an image; give a JPEG, PNG or WebP file") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path} (--image) cannot be read ({_line(error)}); copy it again or save it as JPEG"
         ) from error
-    return Frames(pixels[None].copy(), np.zeros(1))
+    return Frames(pixels[None].copy(), np.zeros(1), shape)
 
 
 def _formats() -> list[str]:
@@ -118,7 +122,8 @@ def _formats() -> list[str]:
     return [name for name in IMAGES if name in Image.OPEN]  # a Pillow may be built without some
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB, eight bits each."""
     if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips them to white
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     return image.convert("RGB")

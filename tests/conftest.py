@@ -70,6 +70,12 @@ def half_bundle(made: Made, tiny_checkpoint: Path) -> Path:
     return made.once("bundle/half", lambda path: export(tiny_checkpoint, path, spec))
 
 
+@pytest.fixture(scope="session")
+def shipped_bundle(made: Made) -> Path:
+    """The fp32 bundle of the model that comes with the project; it can answer."""
+    return made.once("bundle/shipped", lambda path: export("tiny", path))
+
+
 ENGINES: dict[str, dict[str, Any]] = {
     "cpu": {},
     "cuda": {"provider": "cuda"},

@@ -110,7 +110,6 @@ def test_run(
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        (("required", "COMMAND"), ()),
         (("exprot", "export"), ("exprot",)),
         (("BUNDLE",), ("run",)),
         (("--prompt", "run --help"), ("run", "b")),

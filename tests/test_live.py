@@ -60,7 +60,7 @@ def test_a_streamed_clip_gives_the_ids_of_the_whole_clip(llm: VideoLLM, name: st
     live = llm.live(COMPRESSIONS[name], PLAIN)
     push_all(live, frames(count))
     for _ in range(2):  # a question leaves nothing behind
-        got = llm.reply(live.ask("What?", SHORT), SHORT)
+        got = llm.reply(live.ask("What?", SHORT))
         assert got.token_ids == want.token_ids and got.text == want.text
     assert len(set(want.token_ids)) > 4
     for name in (

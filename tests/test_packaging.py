@@ -159,8 +159,8 @@ def setuptools_version() -> int:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the checkout: the build/ of an older one would leak into it."""
+def wheel(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Path) -> Path:
+    """Built from a copy of the checkout, as `make wheel` does it: the build/ of an older one would leak into it."""
     source = tmp_path_factory.mktemp("source")
     for folder in FOLDERS:
         shutil.copytree(
@@ -171,6 +171,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
+    shutil.copytree(shipped_bundle, source / "build/tiny-bundle")
     isolation = ["--no-build-isolation"] if setuptools_version() >= 77 else []
     python("-m", "pip", "wheel", "--no-deps", *isolation, "-w", str(source / "dist"), str(source))
     (built,) = (source / "dist").iterdir()
@@ -184,13 +185,15 @@ KERNELS = {
 DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html", *TINY, *KERNELS}
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path, shipped_bundle: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     assert {entry.split("/")[0] for entry in inside} == {"dycoke_edge", info}
     assert f"{info}/licenses/LICENSE" in inside
     wanted = {f"dycoke_edge/{name(p).removeprefix('dycoke_edge/')}" for p in SOURCES}
-    assert {entry for entry in inside if not entry.startswith(info)} == wanted | DATA
+    shipped = {f"dycoke_edge/shipped/{p.relative_to(shipped_bundle)}" for p in shipped_bundle.rglob("*") if p.is_file()}
+    assert {entry for entry in inside if not entry.startswith(info)} == wanted | DATA | shipped
+    assert wheel.stat().st_size < 40 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,12 @@ def test_wheel_installs_without_torch(device: Path, wheel: Path, outside: dict[s
     frameworks = ("torch", "transformers", "onnx")
     found = python("-c", code % (frameworks,), executable=device / "python", **outside)
     assert found.split() == ["None"] * 3
+
+
+@pytest.mark.slow
+def test_wheel_answers_straight_after_it_was_installed(device: Path, outside: dict[str, Any]) -> None:
+    answers = python("demo", executable=device / "dycoke-edge", **outside)
+    assert answers.splitlines()[0] == "How many objects are there? two" and answers.count("\n") == 3
 
 
 @pytest.mark.slow

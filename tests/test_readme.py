@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from dycoke_edge import cli_demo
 from dycoke_edge.cli import main
 
 README = Path("README.md").read_text()
@@ -28,8 +31,16 @@ COMMANDS = [
 
 
 @pytest.fixture
-def places(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What the names in README stand for."""
+def places(
+    tiny_bundle: Path,
+    shipped_bundle: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, str]:
+    """What the names in README stand for, and what is typed there."""
+    monkeypatch.setattr(cli_demo, "SHIPPED", shipped_bundle)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\n/quit\n"))
     for name in ("DYCOKE_USER", "DYCOKE_PASSWORD"):
         monkeypatch.setenv(name, "secret")
     cameras = tmp_path / "cameras.yaml"
@@ -55,7 +66,7 @@ def test_a_command_of_the_readme_runs(
     words = [places.get(word, word) for word in shlex.split(command, comments=True)[1:]]
     if words[0] == "export":
         words[2] = str(tmp_path / "new")
-    if words[0] in ("run", "ask", "watch"):
+    if words[0] in ("run", "ask", "watch", "chat"):
         words += ["--max-new-tokens", "4"]
     if words[0] == "bench":
         words += ["--new-tokens", "4", "--rounds", "1", "--warmup", "0"]
@@ -65,7 +76,21 @@ def test_a_command_of_the_readme_runs(
 
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in COMMANDS}
-    assert shown == {"export", "run", "inspect", "verify", "doctor", "watch", "ask", "probe", "serve", "bench", "build"}
+    assert shown == {
+        "demo",
+        "export",
+        "run",
+        "chat",
+        "inspect",
+        "verify",
+        "doctor",
+        "watch",
+        "ask",
+        "probe",
+        "serve",
+        "bench",
+        "build",
+    }
 
 
 def test_the_python_of_the_readme_runs(places: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

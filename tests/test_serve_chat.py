@@ -104,7 +104,7 @@ def test_the_openai_client_shows_a_video_and_a_live_camera(client: openai.OpenAI
     )
     assert found.model_extra is not None
     assert found.model_extra["dycoke"] == {
-        "vision_tokens_in": 128, "vision_tokens_kept": 32, "frames": 8, "window": None,
+        "finish_reason": "length", "vision_tokens_in": 128, "vision_tokens_kept": 32, "frames": 8, "window": None,
     }  # fmt: skip
     content = [stream("yard"), text()]
     found = client.chat.completions.create(

@@ -18,6 +18,7 @@ from PIL import Image
 from dycoke_edge import InputError, UsageError, VideoLLM
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime import container
+from dycoke_edge.runtime.repetition import Repetition
 from dycoke_edge.runtime.serve import media
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 from tests import clips
@@ -371,7 +372,8 @@ def test_connections_are_bounded(served: Served) -> None:
     wait_for(lambda: served.http.get("/v1/health/live").status_code == 200)
 
 
-def test_a_full_line_is_told(tiny_bundle: Path) -> None:
+def test_a_full_line_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repetition, "push", lambda self, token: False)  # the first answer must last
     with serving(VideoLLM.load(tiny_bundle, kv_capacity=8192), max_chats=1, max_new_tokens=4096) as busy:
         body = {
             "model": busy.model,

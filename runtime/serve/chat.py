@@ -21,6 +21,7 @@ from dycoke_edge.runtime.serve.messages import ChatRequest, ImagePart, Question,
 from dycoke_edge.runtime.serve.service import Service
 from dycoke_edge.runtime.serve.until import Until
 from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.step import FinishReason
 
 SSE = "text/event-stream"
 
@@ -37,11 +38,13 @@ class Answering:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
+    finish: FinishReason | None = None
 
     def take(self, piece: Piece) -> str:
         """Count a piece in; returns the text that is certain by now not to be of a stop string."""
         self.text, self.stats = self.text + piece.text, piece.stats
         self.tokens.append(piece.token)
+        self.finish = piece.finish_reason
         return self.until.push(piece.text)
 
 
@@ -217,9 +220,11 @@ def _usage(answer: Answering) -> dict[str, int]:
 
 
 def _costs(answer: Answering) -> dict[str, Any]:
-    """What compression did for this answer. `window`: UTC of the oldest and newest frame of a live camera."""
+    """What compression did for this answer. `finish_reason` may be "repetition", which OpenAI's clients know as
+    "length"; `window` is UTC of the oldest and newest frame of a live camera."""
     stats = answer.stats
     return {
+        "finish_reason": "stop" if answer.until.reached else answer.finish,
         "vision_tokens_in": stats.visual_tokens_in,
         "vision_tokens_kept": stats.visual_tokens_kept,
         "frames": stats.frames,
