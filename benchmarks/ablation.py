@@ -1,7 +1,8 @@
-"""How the candidates for merge and keep fare on `tiny`: `python -m benchmarks.ablation [--group memory keep] [--seed N]`.
+"""How the candidates for merge and keep fare on `tiny`: `python -m benchmarks.ablation [--group memory keep] [--seed
+N]`.
 
-The clips and questions are those of benchmarks.accuracy at another seed. Prints a table; nothing is chosen by hand after
-the reported seeds were seen.
+The clips and questions are those of benchmarks.accuracy at another seed. Prints a table; nothing is chosen by hand
+after the reported seeds were seen.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Candidates for both stages, as tried on `tiny` before one of each became the product's: `python -m benchmarks.ablation`
-prints how they fare. A chooser takes the tokens of a clip [F, N, E] and says which of them enter the decoder, for how
-many each stands, and with which values."""
+"""Candidates for both stages, as tried on `tiny` before one of each became the product's: `python -m
+benchmarks.ablation` prints how they fare. A chooser takes the tokens of a clip [F, N, E] and says which of them
+enter the decoder, for how many each stands, and with which values."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ def _mixed(own: Floats, sums: Floats, counts: NDArray[np.int64], mix: str) -> Ar
 
 
 def scored(tokens: Array, total: int, score: str, memory: int = 4, power: float = 1.0, seed: int = 0) -> Chosen:
-    """The best by a score of their own, equal budgets: `random`, `grid`, `stc` (outliers), `temporal`, `sum` of both, `far`
-    (farthest point)."""
-    frames, per_frame, width = tokens.shape
+    """The best by a score of their own, equal budgets: `random`, `grid`, `stc` (outliers), `temporal`, `sum` of
+    both, `far` (farthest point)."""
+    frames, per_frame, _ = tokens.shape
     directions, random = unit(tokens), np.random.default_rng(seed)
     budgets = _budgets(directions, total, 1, 0.0)
     mean, at = directions[0].mean(0), 0

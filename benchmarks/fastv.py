@@ -49,8 +49,8 @@ def answer(
     places: NDArray[np.integer],
     chosen: NDArray[np.bool_] | None = None,
 ) -> Iterator[Step]:
-    """Read a question, keep `budget` visual tokens for the deep layers (those `chosen` [M] where it is given), yield the
-    answer's tokens, forget both. `places` [M] are positions in the video."""
+    """Read a question, keep `budget` visual tokens for the deep layers (those `chosen` [M] where it is given), yield
+    the answer's tokens, forget both. `places` [M] are positions in the video."""
     layers, kv = _graphs(decoder)
     decoder.rewind()
     prefix = kv.num_text

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=24)
     args = parser.parse_args(argv)
     llm = VideoLLM.load(args.bundle)
-    for name, compression in (("merge 0.7", Compression()), ("off", Compression.off())):
+    for name, compression in (("merge 0.7", Compression(merge_ratio=0.7)), ("off", Compression.off())):
         found = defaultdict[str, list[float]](list)
         for seed in range(SEED, SEED + args.clips):
             ask(llm, seed, compression, found)

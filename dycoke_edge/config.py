@@ -27,10 +27,16 @@ SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so th
 
 
 def option(
-    default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    example: Any = None,
 ) -> Any:
-    """A dataclass field with the range (ends included) and help text that `Options` and the CLI read."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    """A dataclass field with the range (ends included) and help text that `Options` and the CLI read. Errors give the
+    default as a value that works, or `example`."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "example": example}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -86,7 +92,8 @@ def _outside(value: float, bound: float | None, beyond: Callable[[float, float],
 
 def _bad(field: dataclasses.Field[Any], value: object, rule: str) -> UsageError:
     default = field.default[0] if isinstance(field.default, tuple) else field.default
-    hint = default if default is not None else field.metadata["low"]
+    known = (field.metadata["example"], default, field.metadata["low"])
+    hint = next((value for value in known if value is not None), None)
     return UsageError(f"{field.name}={value!r} ({flag(field.name)}) {rule}, e.g. {flag(field.name)} {hint}")
 
 
@@ -103,22 +110,28 @@ class Compression(Options):
 
     mode: MergeMode = option(
         None,
-        "how merge chooses: by coverage, as the paper does, or as the released code does (default coverage; paper where "
-        "--merge-ratio is given)",
+        "how merge chooses: by coverage, as the paper does, or as the released code does (default coverage; paper "
+        "where a merge ratio is given)",
         choices=("coverage", "paper", "official"),
     )
     budget: float = option(
-        None, f"coverage: share of every frame's visual tokens that stays; 1 = all (default {BUDGET:g})", 0.001, 1
+        None,
+        f"coverage: share of every frame's visual tokens that stays; 1 = all (default {BUDGET:g})",
+        *(0.001, 1),
+        example=BUDGET,
     )
     merge_ratio: float = option(
-        None, f"paper: share of a compared frame's tokens that is dropped; 0 = none (default {RATIO:g})", 0, 1
+        None,
+        f"paper: share of a compared frame's tokens that is dropped; 0 = none (default {RATIO:g})",
+        *(0, 1),
+        example=RATIO,
     )
     prune_ratio: float = option(
         None,
         "share of visual tokens deep layers set aside while decoding; 0 = off "
         f"(default {PRUNE['coverage']:g} with coverage, {PRUNE['paper']:g} with the paper's merge)",
-        0,
-        1,
+        *(0, 1),
+        example=PRUNE["coverage"],
     )
     keep: KeepMode = option(
         None,

@@ -128,9 +128,10 @@ def active_per_frame(kept: int, prune_ratio: float) -> int:
 
 
 def cover_frame(frame: NDArray[np.floating], known: NDArray[np.floating] | None, kept: int, active: int) -> Covered:
-    """Choose `kept` tokens of a frame [N, C] that cover it, one after the other: each is the one that raises most the sum
-    over all N tokens of the largest cosine (0 at least) to anything kept, `known` [m, C] included. Gains are compared in
-    steps of 1 / STEPS, ties go to the lower place: two tokens that are only like each other gain the same but for rounding.
+    """Choose `kept` tokens of a frame [N, C] that cover it, one after the other: each is the one that raises most
+    the sum over all N tokens of the largest cosine (0 at least) to anything kept, `known` [m, C] included. Gains are
+    compared in steps of 1 / STEPS, ties go to the lower place: two tokens that are only like each other gain the
+    same but for rounding.
 
     The first `active` of them are those that keep leaves active. A token counts for each of the N that is most similar
     to it among the frame's kept ones (row 1: among the active ones); ties: the lower place.
@@ -159,7 +160,8 @@ def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def _stands(alike: NDArray[np.float32], places: NDArray[np.int32], among: NDArray[np.integer]) -> NDArray[np.int64]:
-    """For how many of the N tokens each of `places` stands, when only those `among` them do. A token stands for itself."""
+    """For how many of the N tokens each of `places` stands, when only those `among` them do. A token stands for
+    itself."""
     nearest = among[np.argmax(alike[:, among], 1)]
     nearest[among] = among
     counts: NDArray[np.int64] = np.bincount(np.searchsorted(places, nearest), minlength=len(places))
@@ -169,8 +171,8 @@ def _stands(alike: NDArray[np.float32], places: NDArray[np.int32], among: NDArra
 def coverage(tokens: NDArray[np.floating], budget: float, prune_ratio: float = 0.0) -> tuple[NDArray[np.int32], Counts]:
     """Mode "coverage" over a clip [F, N, C]: flat indices int32 [M] in raster order, and counts [2, M].
 
-    Frames go in pairs: the first of a pair covers itself, the second what the kept tokens of the first do not. So a frame
-    depends on the one before it at most, and the video streams.
+    Frames go in pairs: the first of a pair covers itself, the second what the kept tokens of the first do not. So a
+    frame depends on the one before it at most, and the video streams.
     """
     per_frame = tokens.shape[1]
     kept = covered_per_frame(per_frame, budget)

@@ -45,8 +45,8 @@ class Rows(Protocol):
         """Exchange rows a[i] and b[i] in every plane; no row is named twice."""
 
     def weigh(self, rows: slice, bias: NDArray[np.float32]) -> None:
-        """From now on `bias` [2, n] is added to the scores of these rows, until `clear`; where rows go, it goes. Row 1 is
-        for deep layers in a decode step, row 0 for all else."""
+        """From now on `bias` [2, n] is added to the scores of these rows, until `clear`; where rows go, it goes. Row
+        1 is for deep layers in a decode step, row 0 for all else."""
 
     def rotate(self, rows: slice, cos: NDArray[np.float32], sin: NDArray[np.float32]) -> None:
         """Turn the K of some rows by one angle a dimension pair, cos and sin [D/2]."""

@@ -16,8 +16,8 @@ ANCHOR = {frame: anchor for anchor, frame in anchors(WINDOW)}  # of a frame's pl
 
 @dataclass(frozen=True)
 class Compared:
-    """A frame: its tokens [N, E], what was kept of them [m, E], and which token in memory, counted from the oldest, stands
-    for each: int64 [N], or [0] where no later frame adds to it."""
+    """A frame: its tokens [N, E], what was kept of them [m, E], and which token in memory, counted from the oldest,
+    stands for each: int64 [N], or [0] where no later frame adds to it."""
 
     tokens: AnyArray
     kept: AnyArray
@@ -25,8 +25,8 @@ class Compared:
 
 
 class Window:
-    """A merge window of the paper, or a pair of coverage. Never longer than the memory, because merge needs the frame that
-    another one is compared with."""
+    """A merge window of the paper, or a pair of coverage. Never longer than the memory, because merge needs the
+    frame that another one is compared with."""
 
     def __init__(self, spec: LiveSpec, mode: MergeMode) -> None:
         self._length = min(PAIR if mode == "coverage" else WINDOW, spec.memory_frames)

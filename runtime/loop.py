@@ -74,8 +74,8 @@ class Layers(Protocol):
     ) -> None:
         """Compute a part of a prompt, visual tokens [M, E] and then text [Q] at positions [M + Q], either of them
         possibly empty, and add their rows to the left and the right of the buffer. It is cut so that it fits the
-        scratch memory; when that fails half-way, the rows of what came before are there. `counts` [2, num_visual + M] are
-        given to the buffer as the tokens they are for are computed."""
+        scratch memory; when that fails half-way, the rows of what came before are there. `counts` [2, num_visual +
+        M] are given to the buffer as the tokens they are for are computed."""
 
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """`max_new_tokens` tokens, the first from `logits`; each is computed when it is asked for, at the earliest
@@ -136,8 +136,8 @@ class Decoder:
         """Add visual tokens [M, E]; positions [M] count from the first of the `span` positions that they take.
 
         `counts` [2, num_visual + M] say for how many tokens each visual token stands, those that are there already and
-        these; given once, they are given always. A question and its answer are forgotten first: what comes later in the video must not
-        see them.
+        these; given once, they are given always. A question and its answer are forgotten first: what comes later in
+        the video must not see them.
         """
         assert self.kv.weighed <= (counts is not None), "all tokens have weights or none has"
         self._compute(visual, positions, span, NO_TEXT, counts)

@@ -347,7 +347,7 @@ def test_bundles_with_damaged_content(capsys: Capture, bundle: Path, media: Path
     size = (bundle / name).stat().st_size
     damage(bundle)
     assert (bundle / name).stat().st_size == size
-    request = ("run", bundle, "--video", media / "good.mp4", "--num-frames", 4, "--prompt", "Hi")
+    request = ("run", bundle, "--video", media / "good.mp4", "--num-frames", 4, "--prompt", "Hi", "--merge-ratio", 0.7)
     refused(here(capsys, *request), BUNDLE, *words)
     refused(here(capsys, "verify", bundle), BUNDLE, name, "sha256", "export again")
 

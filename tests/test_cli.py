@@ -82,8 +82,8 @@ def test_json_is_one_line_and_counts_are_what_arithmetic_says(capsys: Capture, t
     assert len(reply["token_ids"]) == 6 and reply["finish_reason"] == "length"
     found = reply["stats"]
     assert found["frames"] == 8 and found["visual_tokens_in"] == 8 * 16
-    assert found["visual_tokens_kept"] == 8 * 4  # int(0.25 * 16) of every frame
-    assert found["mean_active_rows"] == 8 * 2  # int(4 * 0.5)
+    assert found["visual_tokens_kept"] == 8 * 4  # a quarter of every frame's
+    assert found["mean_active_rows"] == 8 * 2  # half of them
     assert found["refreshes"] == 0 and found["new_tokens"] == 6
     assert found["compression_applied"] and found["merge_applied"] and found["keep_applied"]
     assert found["why_not"] == []

@@ -123,7 +123,7 @@ def closed_port() -> int:
         (("BUNDLE", "exec://rm", "--ask", "What?"), 2, "a scheme that no source understands"),
         (("BUNDLE", "gst://videotestsrc", "--ask", "What?"), 2, "allow"),
         (("BUNDLE", "{DYCOKE_NOT_SET}", "--ask", "What?"), 2, "the environment has no DYCOKE_NOT_SET"),
-        (("BUNDLE", CLIP, "--ask", "What?", "--fps", 30, "--window", 60), 2, "--kv-capacity"),
+        (("BUNDLE", CLIP, "--ask", "What?", "--fps", 30, "--window", 60, "--mode", "paper"), 2, "--kv-capacity"),
         (("NOWHERE", CLIP, "--ask", "What?"), 4, "NOWHERE"),
     ],
 )

@@ -74,6 +74,8 @@ SIDES = {
     "ours-off": Side("ours", "ours, compression off", OFF),
     "ours-merge": Side("ours", "ours, merge 0.7", MERGE),
     "ours-both": Side("ours", "ours, merge 0.7 and prune 0.7", BOTH),
+    "ours-coverage": Side("ours", "ours, coverage 25 %, keep half of it", Compression()),
+    "ours-coverage-14": Side("ours", "ours, coverage 14 %, keep half of it", Compression(budget=0.145)),
 }
 
 

@@ -1,22 +1,24 @@
-"""Merge by coverage on a GPU: how alike all tokens of a pair of frames are, by a matrix product, and a block a pair that
-picks."""
+"""Merge by coverage on a GPU: how alike all tokens of a pair of frames are, by a matrix product, and a block a pair
+that picks."""
 
 from __future__ import annotations
 
 from ctypes import c_int32
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dycoke_edge.dycoke import PAIR, Counts
 from dycoke_edge.runtime.gpu.device import DeviceArray
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 
 COVER_BLOCK = 1024  # threads; of kernels/cover.cu
-Found = tuple[DeviceArray, DeviceArray, Counts]  # kept tokens [M, E], flat places [M], counts [2, M] on the host
+# kept tokens [M, E]; on the host flat places int32 [M] and counts [2, M]
+Found = tuple[DeviceArray, NDArray[np.int32], Counts]
 
 
 def cover(tokens: DeviceArray, kept: int, active: int) -> Found:
-    """Mode "coverage" for tokens [F, N, E], `kept` of every frame. Waits for the counts."""
+    """Mode "coverage" for tokens [F, N, E], `kept` of every frame. Waits for places and counts."""
     device, (frames, per_frame, width) = tokens.device, tokens.shape
     pairs, odd = divmod(frames, PAIR)
     alike = DeviceArray.empty(device, (pairs + odd, PAIR * per_frame * PAIR * per_frame), np.float32)
@@ -43,13 +45,14 @@ def _picked(
 ) -> Found:
     """Tokens [F * N, E], and of each pair the products of its rows, the `known` ones first."""
     device, total, width = tokens.device, frames * kept, tokens.shape[1]
-    index = DeviceArray.empty(device, (total,), np.int32)
-    counts = DeviceArray.empty(device, (2, total), np.int32)
+    found = DeviceArray.empty(device, (3, total), np.int32)  # together, so that they are waited for once
+    index, counts = found[0], found[1:]
     out = DeviceArray.empty(device, (total, width), tokens.dtype)
     sizes = known, frames, per_frame, kept, active
-    found = alike, c_int32(alike.shape[1]), index, counts
-    device.kernel("cover", len(alike), COVER_BLOCK, *found, *map(c_int32, sizes))()
+    chosen = alike, c_int32(alike.shape[1]), index, counts
+    device.kernel("cover", len(alike), COVER_BLOCK, *chosen, *map(c_int32, sizes))()
     moved = tokens, index, out
     name = f"gather_{suffix(tokens.dtype)}"
     device.kernel(name, warps(total), BLOCK, *moved, c_int32(total), c_int32(width))()
-    return out, index, counts.numpy().astype(np.int64)
+    host = found.numpy()
+    return out, host[0], host[1:].astype(np.int64)

@@ -43,8 +43,8 @@ class DeviceRows:
 
     @property
     def bias(self) -> DeviceArray | None:
-        """fp32 [2, capacity], what is added to the scores of each row, row 1 by deep layers in a decode step; None where
-        nothing is weighed."""
+        """fp32 [2, capacity], what is added to the scores of each row, row 1 by deep layers in a decode step; None
+        where nothing is weighed."""
         return self._bias if self._weighed else None
 
     def plane(self, index: int, rows: slice) -> DeviceArray:
