@@ -30,9 +30,9 @@ people = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emo
 
 def error(text: str) -> None:
     """One line without credentials, whatever the text."""
-    from dycoke_edge.runtime.camera.redact import redact  # late: the command line loads no side before it is used
+    from dycoke_edge.runtime.camera.redact import printable, redact  # late: no side is loaded before it is used
 
-    print("dycoke-edge: " + " ".join(redact(text).split()), file=sys.stderr)
+    print("dycoke-edge: " + printable(" ".join(redact(text).split())), file=sys.stderr)
 
 
 @contextmanager
@@ -175,10 +175,12 @@ def _readable(key: str, value: Any) -> str:
 
 def event(one: Event) -> None:
     """An event of a camera for people: what was seen on stdout, how it goes on stderr."""
+    from dycoke_edge.runtime.camera.redact import printable
+
     clock = datetime.fromtimestamp(one.time, timezone.utc).strftime("%H:%M:%S")
-    reason = f" ({one.reason})" if one.reason else ""
+    reason = f" ({printable(one.reason)})" if one.reason else ""
     if one.type == "description":
-        print(f"{clock} {' '.join(one.text.split())}", flush=True)
+        print(f"{clock} {printable(' '.join(one.text.split()))}", flush=True)
     elif one.type == "alert":
         score = "" if one.score is None else f" {one.score:.2f}"
         print(f"{clock} {one.severity} {one.rule_id} {one.phase} {one.verdict}{score}{reason}", flush=True)

@@ -165,12 +165,18 @@ def filled(data: Any, key: str) -> Any:
 
 
 class _Plain(logging.Formatter):
-    """Log lines without credentials, whoever wrote them: tracebacks and other libraries too."""
+    """Log lines without credentials, whoever wrote them: tracebacks and other libraries too. What a stranger sent can
+    neither begin a line nor steer a terminal: only a traceback has more than one, and all but the first are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from dycoke_edge.runtime.camera.redact import redact
+        from dycoke_edge.runtime.camera.redact import printable, redact
 
-        return redact(super().format(record))
+        return "\n    ".join(map(printable, redact(super().format(record)).split("\n")))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        from dycoke_edge.runtime.camera.redact import printable
+
+        return printable(super().formatMessage(record))
 
 
 def _log() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dycoke_edge.cli_serve import load
+from dycoke_edge.cli_serve import _Plain, load
 from dycoke_edge.runtime.serve.config import read_config
 from tests.commands import ROOT, here
 from tests.serving import CHAT, wait_for
@@ -173,6 +174,16 @@ def test_what_serve_needs(capsys: Capture, tmp_path: Path, tiny_bundle: Path, wr
         port = taken.getsockname()[1]
         outcome = here(capsys, "serve", tiny_bundle, "--config", tmp_path / "a.yaml", "--port", port)
     assert outcome.code == 2 and f"127.0.0.1:{port} (--host, --port)" in outcome.complaint
+
+
+def test_only_a_traceback_has_several_lines() -> None:
+    try:
+        raise ValueError("a\n2026 INFO forged\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "said %s", ("a\r\nb\x1b\u2028",), sys.exc_info())
+    first, *more = _Plain("%(levelname)s %(message)s").format(record).split("\n")
+    assert first == r"ERROR said a\r\nb\x1b\u2028"
+    assert more[-1] == r"    2026 INFO forged\x1b[2J" and all(line.startswith("    ") for line in more)
 
 
 # A process

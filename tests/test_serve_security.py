@@ -499,3 +499,48 @@ def test_every_answer_is_closed_to_other_pages(served: Served) -> None:
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
         assert headers["cross-origin-resource-policy"] == "same-origin" and headers["cache-control"] == "no-store"
         assert "frame-ancestors 'none'" in headers["content-security-policy"] and "server" not in headers
+
+
+# What is said of what strangers sent
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": KEY * 500},
+        {"type": "text", "text": {"a": KEY}},
+        {"type": "text", "text": "x", f"{KEY}:{KEY}": 1},
+        {"type": "image_url", "image_url": {"url": "x", "detail": KEY}},
+        {"type": "video_url", "video_url": {"url": f"{KEY}:" + "pw-" * 5000}},
+        {"type": "stream", "stream": {"stream_id": KEY}},
+    ],
+)
+def test_no_answer_repeats_what_was_sent(served: Served, part: dict[str, Any]) -> None:
+    response = served.ask(part, text())
+    assert response.status_code in (400, 404) and len(response.content) < 1000
+    assert "canary" not in response.text and "pw-" not in response.text
+
+
+def test_a_path_forges_no_line_of_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dycoke_edge.access")
+    forged = (
+        "/v1/x%0d%0a2026-01-01%20INFO%20dycoke_edge.access:%20GET%20/%1b%5b2J%1b%5d0;owned%07%c2%9b%e2%80%a8%e2%80%ae"
+    )
+    assert served.http.get(forged).status_code == 404
+    assert served.http.get("/v1/" + "pw-pw-" * 2000).status_code == 404
+    wait_for(lambda: len(caplog.messages) == 2)
+    assert all(line.isprintable() and len(line) < 250 for line in caplog.messages)
+    assert caplog.messages[0].startswith(r"GET /v1/x\r\n2026-01-01 INFO")
+
+
+def test_a_bug_is_logged_line_by_line(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall(self: object) -> None:
+        raise RuntimeError("fell\n2026-01-01 INFO forged\x1b[2J, password=" + KEY)
+
+    monkeypatch.setattr(type(served.watcher), "status", fall)
+    error(served.http.get("/v1/live-stream"), 500)
+    said = [record.getMessage() for record in caplog.records if record.name == "dycoke_edge.serve"]
+    assert len(said) > 5 and all(line.isprintable() for line in said)
+    assert said[0].startswith("Traceback") and KEY not in "".join(said)

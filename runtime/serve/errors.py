@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import traceback
 from typing import Any
 
@@ -14,9 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UsageError
-from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.runtime.camera.redact import one_line
 
 LOGGER = logging.getLogger("dycoke_edge.serve")
+MOST = 1000  # letters of a message
+KEY = re.compile(r"\w{1,64}", re.ASCII)  # what a key may be made of to be named in an answer
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -49,7 +52,7 @@ class ApiError(Exception):
 def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """What OpenAI's clients understand: one line in `message`."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    line = redact(" ".join(message.split()))[:1000]
+    line = one_line(" ".join(message[: 2 * MOST].split()), MOST)
     return {"error": {"message": line, "type": kind, "param": param, "code": code}}
 
 
@@ -72,9 +75,10 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, UsageError | InputError):
         return ApiError(400, str(error))
     if isinstance(error, DycokeEdgeError):
-        LOGGER.error("%s", redact(str(error)))
+        LOGGER.error("%s", one_line(str(error), MOST))
         return ApiError(500, str(error), code="engine_error")
-    LOGGER.error("%s", redact("".join(traceback.format_exception(error))))
+    for line in "".join(traceback.format_exception(error)).splitlines():  # a record each: none can be forged
+        LOGGER.error("%s", one_line(line, MOST))
     return ApiError(500, "internal error; the server's log says more", code="internal_error")
 
 
@@ -101,12 +105,13 @@ async def _http(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms, the one that was meant
-    place = ".".join(str(part) for part in first["loc"] if part != "body" and "[" not in str(part))[:200]
+    named = [str(part)[:100] for part in first["loc"] if part != "body"]
+    place = ".".join(part if KEY.fullmatch(part) else "?" for part in named if "[" not in part)
     return response(ApiError(400, f"{place or 'body'}: {complaint(first)}", param=place or None))
 
 
 def complaint(found: Any) -> str:
-    """What pydantic complains of, without the value: it may hold a secret."""
+    """What pydantic complains of, without the value: it may hold a secret, and be long."""
     kind, message = found["type"], str(found["msg"])
     if kind == "extra_forbidden":
         return "unknown key; leave it out"
@@ -114,4 +119,6 @@ def complaint(found: Any) -> str:
         return "is missing"
     if kind == "json_invalid":
         return "is not JSON"
+    if kind == "union_tag_invalid":  # pydantic would say what it was instead
+        return f"should be one of {found['ctx']['expected_tags']}"
     return message[:1].lower() + message[1:]

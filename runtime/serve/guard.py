@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dycoke_edge.config_serve import ServeSpec
-from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.runtime.camera.redact import one_line
 from dycoke_edge.runtime.serve.errors import ApiError, as_api_error, response
 
 ACCESS = logging.getLogger("dycoke_edge.access")
@@ -57,9 +57,9 @@ class Guard:
             if answer.status is None:  # else half an answer is out, and the listener closes the connection
                 await response(failed)(scope, receive, answer)
         finally:
-            path = redact(str(scope["path"]))[:200].encode("ascii", "backslashreplace").decode()
+            method, path = one_line(str(scope["method"]), 20), one_line(str(scope["path"]), 200)
             took = (self._clock() - began) * 1e3
-            ACCESS.info("%s %s %s %.0f ms", scope["method"], path, answer.status or "broken", took)
+            ACCESS.info("%s %s %s %.0f ms", method, path, answer.status or "broken", took)
 
     async def _admitted(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = _Headers(scope)
