@@ -166,7 +166,7 @@ def filled(data: Any, key: str) -> Any:
 
 class _Plain(logging.Formatter):
     """Log lines without credentials, whoever wrote them: tracebacks and other libraries too. What a stranger sent can
-    neither begin a line nor steer a terminal: only a traceback has more than one, and all but the first are indented."""
+    neither begin a line nor steer a terminal; of a traceback all lines but the first are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         from dycoke_edge.runtime.camera.redact import printable, redact

@@ -28,6 +28,8 @@ class ServeSpec(Options):
     fetch_hosts: tuple[str, ...] = option((), "hosts or networks that http(s) URLs of requests may point to")
     stream_hosts: tuple[str, ...] = option((), "hosts or networks that cameras may be added from over HTTP")
     max_body_bytes: int = option(32_000_000, "largest request, and largest file fetched for one", 1024, 2**31)
+    max_small_body_bytes: int = option(131_072, "largest request that is not for an answer", 1024, 2**31)
+    max_bodies_bytes: int = option(64_000_000, "bytes of all requests that are being received or read", 1024, 2**40)
     max_frames: int = option(64, "frames of a video that are looked at", 1, 2**16)
     max_fps: float = option(30.0, "frames a second of a video that are looked at", 1e-3, 1000)
     max_pixels: int = option(9_000_000, "width x height of a picture or video", 1, 2**28)

@@ -18,7 +18,9 @@ from PIL import Image
 from dycoke_edge import UsageError, VideoLLM
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.runtime import container
+from dycoke_edge.runtime.serve import bodies
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
+from dycoke_edge.runtime.serve.messages import ChatRequest
 from tests import clips
 from tests.serving import CHAT, Served, data_url, drain, error, image, serving, text, video, wait_for
 
@@ -274,6 +276,33 @@ def test_a_large_body_is_refused_unread(served: Served) -> None:
     assert error(served.http.request("GET", "/v1/models", content=b"x"), 413)
 
 
+def test_only_questions_may_be_large(served: Served) -> None:
+    body = b'{"prompt": "' + b"x" * 140_000 + b'"}'
+    for method, path in (("POST", "/v1/alerts"), ("PUT", "/v1/alerts/x"), ("POST", "/v1/live-stream"), ("PUT", CHAT)):
+        found = error(served.http.request(method, path, content=body, headers=JSON), 413)
+        assert "at most 131072 bytes" in found["message"]
+
+
+def test_bodies_are_bounded_together(model: VideoLLM) -> None:
+    head = raw(f"POST {CHAT} HTTP/1.1", b"Content-Type: application/json\r\nContent-Length: 300000\r\n\r\n")
+    with serving(model, max_bodies_bytes=500_000) as served:
+        with socket.create_connection(("127.0.0.1", served.port), 10) as first:
+            first.sendall(head + b" " * 290_000)
+            wait_for(lambda: b"HTTP/1.1 429 " in served.send(head + b" " * 300_000))
+            assert served.ask(text()).status_code == 200  # there is room for a small one
+        wait_for(lambda: served.ask(text("x" * 300_000)).status_code == 400)  # too many letters: it was read
+        assert [served.ask(text("x" * 300_000)).status_code for _ in range(3)] == [400] * 3  # and given back
+
+
+def test_bytes_are_given_back_before_an_answer_begins(model: VideoLLM, clip: Path) -> None:
+    with serving(model, max_bodies_bytes=200_000, max_new_tokens=1000) as served:
+        part = video(data_url(clip.read_bytes() + b" " * 50_000))
+        body = {"model": served.model, "messages": [{"role": "user", "content": [part, text()]}], "max_tokens": 1000}
+        with served.http.stream("POST", CHAT, json=body | {"stream": True}) as answer:
+            next(answer.iter_lines())
+            assert "letters" in error(served.ask(text("x" * 150_000)), 400)["message"]
+
+
 def test_a_large_body_in_chunks_is_refused(served: Served) -> None:
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     head = raw(f"POST {CHAT} HTTP/1.1", b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -296,6 +325,51 @@ def test_a_large_body_in_chunks_is_refused(served: Served) -> None:
 def test_what_is_no_request(served: Served, body: bytes) -> None:
     for path in (CHAT, "/v1/live-stream", "/v1/alerts"):
         error(served.http.post(path, content=body, headers=JSON), 400)
+
+
+def chat(messages: str) -> bytes:
+    return f'{{"model": "x", "messages": [{messages}]}}'.encode()
+
+
+MESSAGE, PART = '{"role": "user", "content": [%s]}', '{"type": "text", "text": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (chat(MESSAGE % ",".join(["{},[]"] * 9000)), 400, "too many values"),
+        (chat(MESSAGE % ("[" * 30_000)), 400, "too many values"),
+        (b'{"model": "x", "metadata": {' + b",".join(b'"%d":0' % i for i in range(29_000)) + b"}}", 400, "too many values"),
+        (chat(MESSAGE % ",".join([PART] * 65)), 400, "at most 64 items"),
+        (chat(",".join([MESSAGE % PART] * 65)), 400, "at most 64 items"),
+        (chat(MESSAGE % ",".join(['{"type": "x"}'] * 64)), 400, "messages.0.content.0: should be one of"),
+        (chat(MESSAGE % ("[" * 5000)), 400, "is not JSON"),
+        (b'{"model": ' + b"9" * 5000 + b"}", 400, ""),
+    ],
+)  # fmt: skip
+def test_bodies_of_many_values(served: Served, body: bytes, status: int, said: str) -> None:
+    assert said in error(served.http.post(CHAT, content=body, headers=JSON), status)["message"]
+
+
+def test_64_messages_of_64_parts_are_a_request() -> None:
+    asked = chat(",".join([MESSAGE % ",".join([PART] * 64)] * 64))
+    assert (
+        sum(len(message.content or "") for message in bodies.parse(ChatRequest, asked, bodies.VALUES).messages) == 4096
+    )
+
+
+def test_bodies_are_read_apart_from_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[str]()
+    real = bodies.json.loads
+
+    def loads(body: bytes) -> Any:
+        seen.append(threading.current_thread().name)
+        return real(body)
+
+    monkeypatch.setattr(bodies.json, "loads", loads)
+    for path in (CHAT, "/v1/live-stream", "/v1/alerts", "/v1/alerts/x"):
+        served.http.request("PUT" if path.endswith("x") else "POST", path, json={})
+    assert len(seen) == 4 and "server" not in seen  # that is the loop's thread
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
@@ -474,6 +548,19 @@ def test_the_key_lets_in(locked: Served) -> None:
     assert locked.http.get("/openapi.json", headers=headers).status_code == 200
     twice = [("Authorization", f"Bearer {KEY}"), ("Authorization", "Bearer x")]
     error(locked.http.get("/v1/models", headers=twice), 400)
+
+
+@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/v1/health/live", "/v1/health/ready"])
+def test_what_needs_no_key_takes_nothing(locked: Served, path: str) -> None:
+    """Not a byte of a body is waited for."""
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FOO"):
+        more = b"Content-Type: application/json\r\nContent-Length: 30000000\r\n\r\n"
+        said = locked.send(raw(f"{method} {path} HTTP/1.1", more))
+        assert said.startswith(b"HTTP/1.1 405 ") and b"allow: get, head" in said.lower()
+    for length in (b"Content-Length: 1\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"):
+        assert locked.send(raw(f"GET {path} HTTP/1.1", length)).startswith(b"HTTP/1.1 413 ")
+    head, got = locked.http.head(path), locked.http.get(path)
+    assert head.status_code == got.status_code < 300 and head.content == b""
 
 
 def test_what_needs_no_key_tells_nothing(locked: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from dycoke_edge import __version__
 from dycoke_edge.runtime.camera.answers import Window
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.reply import Piece
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json, as_api_error, body
 from dycoke_edge.runtime.serve.messages import ChatRequest, ImagePart, Question, StreamPart, VideoPart, question
 from dycoke_edge.runtime.serve.service import Service
@@ -45,7 +46,7 @@ class Answering:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", route_class=route_class(service))
 
     @routes.get("/version")
     async def version() -> Response:
@@ -64,6 +65,8 @@ def router(service: Service) -> APIRouter:
     async def chat(request: Request, asked: ChatRequest) -> Response:
         _check_model(service, asked.model)
         answer = await _begin(service, question(asked, service.spec))
+        del asked.messages  # with all that they showed
+        request.state.share.release()
         pieces = _Pieces(service, request, answer)
         first = await pieces.next()  # what is wrong with a question shows here, before a 200 is on its way
         if asked.stream:

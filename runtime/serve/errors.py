@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -61,6 +62,8 @@ def response(error: ApiError) -> Json:
     headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))} if error.retry_after else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 405:
+        headers["Allow"] = "GET, HEAD"
     return Json(body(error.status, str(error), error.param, error.code), error.status, headers)
 
 
@@ -104,10 +107,15 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms, the one that was meant
+    first = deepest(error.errors())
     named = [str(part)[:100] for part in first["loc"] if part != "body"]
     place = ".".join(part if KEY.fullmatch(part) else "?" for part in named if "[" not in part)
     return response(ApiError(400, f"{place or 'body'}: {complaint(first)}", param=place or None))
+
+
+def deepest(errors: Sequence[Any]) -> dict[str, Any]:
+    """The error that is told: of several forms that a value may have, the one that was meant."""
+    return dict(max(errors, key=lambda found: (len(found["loc"]), not found["type"].endswith("_type"))))
 
 
 def complaint(found: Any) -> str:

@@ -13,6 +13,7 @@ from dycoke_edge.runtime.conversation import Message, Role
 from dycoke_edge.runtime.serve.errors import ApiError
 from dycoke_edge.runtime.serve.media import Wanted
 
+MESSAGES, PARTS = 64, 64  # of a request, of a message
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -60,7 +61,7 @@ class ChatMessage(Strict):
     """The last keys come with an earlier answer that OpenAI's client sends back; here there is nothing in them."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None
+    content: str | Annotated[list[Part], Field(max_length=PARTS, fail_fast=True)] | None
     name: str | None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -91,7 +92,7 @@ class ChatRequest(Strict):
     """Keys that change an answer are obeyed or refused; the last ones change none and are ignored."""
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=64)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES, fail_fast=True)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None

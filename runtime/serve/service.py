@@ -35,11 +35,16 @@ class Service:
         self.descriptions: dict[str, str] = {}  # of cameras, by id
         self.closing = asyncio.Event()  # long answers end when it is set
         self._threads = CapacityLimiter(2 * spec.max_chats + 16)
+        self._parsers = CapacityLimiter(1)  # of bodies, each of which takes memory several times while it is read
         self._readers = CapacityLimiter(1)  # of videos and pictures, so that one at a time takes memory
 
     async def apart(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Call something that blocks in a thread."""
         return await run_sync(partial(function, *arguments, **options), limiter=self._threads)
+
+    async def parsing(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Call something that reads a body, after those before it."""
+        return await run_sync(partial(function, *arguments, **options), limiter=self._parsers)
 
     async def reading(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Call something that decodes what a request brought, after those before it."""

@@ -16,6 +16,7 @@ from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.camera.frame import Frame
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 from dycoke_edge.runtime.serve.messages import Finite, Strict
@@ -39,7 +40,7 @@ class NewStream(Strict):
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1/live-stream")
+    routes = APIRouter(prefix="/v1/live-stream", route_class=route_class(service))
     allowed = AllowedHosts("stream_hosts", service.spec.stream_hosts)
 
     @routes.get("")
