@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,15 @@ def drop_stdout() -> None:
     """Let what stdout still holds go nowhere: Python would try to write it again at exit, and complain."""
     with suppress(io.UnsupportedOperation):  # a stdout without a file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def drop_unread() -> None:
+    """Let what cannot be written now, because nobody reads it, go nowhere. A write that waits is tried again by Python
+    after the signal in whose handler this is called, and then ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(io.UnsupportedOperation, OSError, ValueError):
+            if not select.select([], [stream.fileno()], [], 0)[1]:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def json_line(data: dict[str, Any]) -> None:

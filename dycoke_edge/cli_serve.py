@@ -14,7 +14,7 @@ from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.cli_environment import HELP, fill
 from dycoke_edge.cli_options import command, installed
-from dycoke_edge.errors import UsageError
+from dycoke_edge.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from dycoke_edge.runtime.camera.events import Sink
@@ -67,6 +67,13 @@ def run(bundle: Path, config: ServeConfig) -> None:
     from dycoke_edge.runtime.serve.app import make_app
     from dycoke_edge.runtime.serve.listener import make_server
 
+    panics = list[BaseException]()
+
+    def panicked(error: BaseException) -> None:
+        panics.append(error)
+        if config.server.on_panic == "exit":
+            server.stop()
+
     _log()
     allocator.keep_small()
     with listen(config.server.host, config.server.port) as listening:
@@ -82,6 +89,7 @@ def run(bundle: Path, config: ServeConfig) -> None:
             waiting=config.server.max_chats,
             reading=config.reading,
             live=config.live,
+            on_panic=panicked,
         )
         server = make_server(make_app(watcher, llm, config.server), config.server)
         watcher.start()
@@ -91,6 +99,8 @@ def run(bundle: Path, config: ServeConfig) -> None:
             server.run(sockets=[listening])
         finally:
             watcher.stop(STOP_S)
+    if panics and config.server.on_panic == "exit":
+        raise EngineError(f"the model's library fell over ({type(panics[0]).__name__}) and server.on_panic is exit")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from dycoke_edge.config import Options, option
 from dycoke_edge.errors import UsageError
 
+PANICS = ("recover", "exit")
+
 
 @dataclass(frozen=True)
 class ServeSpec(Options):
@@ -41,6 +43,9 @@ class ServeSpec(Options):
     max_rules: int = option(64, "rules, those of the configuration included", 1, 1024)
     max_connections: int = option(128, "connections at a time", 1, 2**16)
     max_event_streams: int = option(16, "readers of /v1/events at a time", 1, 2**16)
+    on_panic: str = option(
+        "recover", "what to do when a library of the model falls over, after its question got 503", None, None, PANICS
+    )
     header_timeout_s: float = option(10.0, "seconds that a request's header may take", 0.1, 3600)
     body_timeout_s: float = option(60.0, "seconds that a request's body may take", 0.1, 3600)
     send_timeout_s: float = option(60.0, "seconds that a client may leave an answer unread", 0.1, 3600)

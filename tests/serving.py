@@ -7,7 +7,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ class Served:
     watcher: CameraWatcher
     model: str
     spec: ServeSpec
+    stop: Callable[[], object]  # as SIGTERM does
+    running: Callable[[], bool]
 
     def ask(self, *parts: dict[str, Any], **more: Any) -> httpx.Response:
         """Post a chat request: these parts, and options that go before the usual ones."""
@@ -66,11 +68,15 @@ def drain(connection: socket.socket) -> bytes:
 
 @contextmanager
 def serving(
-    llm: VideoLLM, cameras: Sequence[Camera] = (), rules: Sequence[Rule] = (), **options: Any
+    llm: VideoLLM,
+    cameras: Sequence[Camera] = (),
+    rules: Sequence[Rule] = (),
+    told: Callable[[BaseException], object] = lambda panic: None,
+    **options: Any,
 ) -> Iterator[Served]:
-    """A server with these cameras; `options` are fields of ServeSpec."""
+    """A server with these cameras; `options` are fields of ServeSpec. `told` hears of panics."""
     spec = ServeSpec(port=0, **options)
-    watcher = CameraWatcher(llm, cameras, rules)
+    watcher = CameraWatcher(llm, cameras, rules, on_panic=told)
     with watcher, listen(spec.host, 0) as listening:
         port = listening.getsockname()[1]
         server = make_server(make_app(watcher, llm, spec), spec)
@@ -80,7 +86,7 @@ def serving(
             wait_for(lambda: server.started)
             url = f"http://127.0.0.1:{port}"
             with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
-                yield Served(url, port, http, watcher, llm.bundle.path.name, spec)
+                yield Served(url, port, http, watcher, llm.bundle.path.name, spec, server.stop, thread.is_alive)
         finally:
             server.stop()
             thread.join(20)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from dycoke_edge.cli_serve import _Plain, load
+from dycoke_edge import EngineError, VideoLLM
+from dycoke_edge.cli_serve import _Plain, load, run
 from dycoke_edge.runtime.serve.config import read_config
+from dycoke_edge.runtime.serve.listener import Server
 from tests.commands import ROOT, here
 from tests.serving import CHAT, wait_for
 
@@ -252,6 +255,40 @@ server: {{max_new_tokens: 8000}}
     phases = [event["phase"] for event in events_written if event["type"] == "alert"]
     assert phases[0] == "new" and phases[-1] == "end"
     assert (tmp_path / "out").read_text() == "" and "Traceback" not in (tmp_path / "err").read_text()
+
+
+class PanicError(BaseException):
+    """What pyo3 makes of a panic of a Rust library: no Exception."""
+
+
+@pytest.mark.parametrize("wish", ["exit", "recover"])
+def test_a_panic_ends_the_process_if_so_configured(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    def panics(*arguments: Any, **options: Any) -> Any:
+        raise PanicError("index out of bounds")
+
+    servers = list[Server]()
+    monkeypatch.setattr(VideoLLM, "stream", panics)
+    monkeypatch.setattr("dycoke_edge.cli_serve.output.people.print", lambda *_: None)
+    real = Server.__init__
+    monkeypatch.setattr(Server, "__init__", lambda self, *a: (real(self, *a), servers.append(self))[0])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = read_config({"cameras": {}, "server": {"on_panic": wish, "port": port}})
+    body = {"model": tiny_bundle.name, "messages": [{"role": "user", "content": "Hi"}]}
+    with ThreadPoolExecutor(1) as pool:
+        ran = pool.submit(run, tiny_bundle, config)
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _ready(url) or ran.done())
+        assert httpx.post(url + CHAT, json=body, trust_env=False).status_code == 503
+        if wish == "recover":
+            assert httpx.post(url + CHAT, json=body, trust_env=False).status_code == 503
+            assert _ready(url)
+            servers[0].stop()
+        found = ran.exception(20)
+    assert isinstance(found, EngineError) == (wish == "exit"), found
+    assert found is None or ("PanicError" in str(found) and found.exit_code == 4)
 
 
 def test_a_secret_appears_nowhere(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -339,7 +342,7 @@ MESSAGE, PART = '{"role": "user", "content": [%s]}', '{"type": "text", "text": "
     [
         (chat(MESSAGE % ",".join(["{},[]"] * 9000)), 400, "too many values"),
         (chat(MESSAGE % ("[" * 30_000)), 400, "too many values"),
-        (b'{"model": "x", "metadata": {' + b",".join(b'"%d":0' % i for i in range(29_000)) + b"}}", 400, "too many values"),
+        (b'{"metadata": {' + b",".join(b'"%d":0' % i for i in range(29_000)) + b"}}", 400, "too many values"),
         (chat(MESSAGE % ",".join([PART] * 65)), 400, "at most 64 items"),
         (chat(",".join([MESSAGE % PART] * 65)), 400, "at most 64 items"),
         (chat(MESSAGE % ",".join(['{"type": "x"}'] * 64)), 400, "messages.0.content.0: should be one of"),
@@ -353,9 +356,8 @@ def test_bodies_of_many_values(served: Served, body: bytes, status: int, said: s
 
 def test_64_messages_of_64_parts_are_a_request() -> None:
     asked = chat(",".join([MESSAGE % ",".join([PART] * 64)] * 64))
-    assert (
-        sum(len(message.content or "") for message in bodies.parse(ChatRequest, asked, bodies.VALUES).messages) == 4096
-    )
+    messages = bodies.parse(ChatRequest, asked, bodies.VALUES).messages
+    assert sum(len(message.content or "") for message in messages) == 4096
 
 
 def test_bodies_are_read_apart_from_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,6 +459,118 @@ def test_a_full_line_is_told(tiny_bundle: Path) -> None:
             refused = busy.ask(text())
             assert error(refused, 429)["code"] == "busy" and int(refused.headers["retry-after"]) >= 1
         wait_for(lambda: busy.ask(text()).status_code == 200)  # who leaves makes room
+
+
+def crowd(served: Served, count: int, data: Callable[[int], bytes]) -> list[bytes]:
+    """The first answers to so many requests that are sent at once, over connections that are open until all came."""
+    with ExitStack() as stack:
+        many = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 30)) for _ in range(count)]
+        for number, connection in enumerate(many):
+            connection.sendall(data(number))
+        return [connection.recv(1 << 12) for connection in many]
+
+
+def statuses(answers: list[bytes]) -> Counter[bytes]:
+    return Counter(answer.split(b" ")[1] for answer in answers)
+
+
+def test_a_burst_of_readers_of_events(model: VideoLLM) -> None:
+    with serving(model, max_event_streams=4) as served:
+        for _ in range(2):  # who left makes room again
+            wait_for(
+                lambda: (
+                    statuses(crowd(served, 40, lambda _: raw("GET /v1/events HTTP/1.1", b"\r\n")))
+                    == {b"200": 4, b"429": 36}
+                )
+            )
+
+
+def test_a_burst_of_cameras(model: VideoLLM) -> None:
+    def add(number: int) -> bytes:
+        body = f'{{"liveStreamUrl": "rtsp://127.0.0.1:9/{number}"}}'.encode()
+        return raw(
+            "POST /v1/live-stream HTTP/1.1",
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body,
+        )
+
+    with serving(model, max_cameras=4, stream_hosts=("127.0.0.0/8",)) as served:
+        assert statuses(crowd(served, 40, add)) == {b"201": 4, b"409": 36}
+        assert len(served.watcher.cameras) == 4
+    with serving(model, stream_hosts=("127.0.0.0/8",)) as served:
+        assert statuses(crowd(served, 10, lambda _: add(0))) == {b"201": 1, b"409": 9}  # one is watched once
+
+
+# The model's thread
+
+
+class PanicError(BaseException):
+    """What pyo3 makes of a panic of a Rust library: no Exception."""
+
+
+def test_a_panic_fails_its_question_and_no_other(model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panics(*arguments: Any, **options: Any) -> Any:
+        raise PanicError("index out of bounds, password=" + KEY)
+
+    told = list[BaseException]()
+    with serving(model, told=told.append) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoLLM, "stream", panics)
+            for more in ({}, {"stream": True}):
+                response = served.ask(text(), **more)
+                assert error(response, 503)["code"] == "unavailable" and KEY not in response.text
+        assert [type(one) for one in told] == [PanicError] * 2
+        assert served.ask(text()).status_code == 200  # the thread goes on
+        assert served.watcher.status()["failures"] == 2
+
+
+def test_who_left_while_in_line_is_not_answered(model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = list[str](), threading.Event()
+    real = VideoLLM.stream
+
+    def holds(self: VideoLLM, messages: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(messages[-1].text)
+        assert go_on.wait(30)
+        return real(self, messages, *arguments, **options)
+
+    monkeypatch.setattr(VideoLLM, "stream", holds)
+    with serving(model) as served:
+        turns = served.watcher._turns
+        try:
+            first = threading.Thread(target=served.ask, args=(text("first"),))
+            first.start()
+            wait_for(lambda: asked == ["first"])
+            body = json.dumps({"model": served.model, "messages": [{"role": "user", "content": "second"}]}).encode()
+            head = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+            with socket.create_connection(("127.0.0.1", served.port), 10) as second:
+                second.sendall(raw(f"POST {CHAT} HTTP/1.1", head) + body)
+                wait_for(lambda: turns.waiting == 1)
+            wait_for(lambda: turns._line[0].cancelled)
+        finally:
+            go_on.set()
+        first.join(30)
+        assert served.ask(text("third")).status_code == 200
+    assert asked == ["first", "third"]
+
+
+def test_a_server_ends_while_the_model_does_not(model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+
+    def holds(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return iter(())
+
+    monkeypatch.setattr(VideoLLM, "stream", holds)
+    answers = list[httpx.Response]()
+    with serving(model) as served:  # asserts at its end that the server's thread has ended
+        asking = threading.Thread(target=lambda: answers.append(served.ask(text())))
+        asking.start()
+        assert begun.wait(30)
+        served.stop()
+        asking.join(20)
+        assert error(answers[0], 503)["code"] in ("unavailable", "stopping")
+        wait_for(lambda: not served.running())
+        go_on.set()
 
 
 # Who may ask

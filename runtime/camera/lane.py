@@ -75,7 +75,7 @@ class Lane:
         """One unit of work, False if there was none. A failure costs the window and is an event."""
         try:
             return self.unit()
-        except Exception as error:  # one camera's trouble is not the others'
+        except BaseException as error:  # one camera's trouble is not the others'; a Rust library's is no Exception
             self._failed(error)
             return True
 
@@ -241,7 +241,7 @@ class Lane:
             dropped_windows=look.dropped,
         )
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
         stage = "push" if self._look_now is None else "answer"
         self._tasks.clear()
@@ -253,7 +253,7 @@ class Lane:
         if not isinstance(error, UsageError):
             try:
                 self.recent.forget()
-            except Exception as more:
+            except BaseException as more:
                 reason = f"{reason}; and then {self._hub.failed(more)}"
         if self._now() - self._reported >= self.camera.every_s:
             self._reported = self._now()

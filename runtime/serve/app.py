@@ -29,12 +29,16 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
         yield
+        close()
+
+    def close() -> None:
         service.closing.set()
+        watcher.dismiss()  # whatever its model is doing, nobody waits for it
 
     def stop() -> None:
         for loop in loops:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(service.closing.set)
+                loop.call_soon_threadsafe(close)
 
     app = FastAPI(title="dycoke-edge", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.stop = stop

@@ -1,4 +1,4 @@
-"""Bodies of requests: how much of them there may be, and reading them apart from the event loop, which all others need."""
+"""Bodies of requests: how much of them there may be, and reading them apart from the event loop, which others need."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def parse(kind: type[Model], body: bytes, most: int) -> Model:
 
 
 def route_class(service: Service) -> type[APIRoute]:
-    """Routes whose endpoints get their body, if they have a model for it, read in a thread and without a second copy."""
+    """Routes whose endpoints get a body that was read in a thread, if they have a model for it."""
     most = VALUES + service.spec.max_prompt_chars
 
     class Apart(APIRoute):

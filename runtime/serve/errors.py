@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UsageError
+from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UnavailableError, UsageError
 from dycoke_edge.runtime.camera.redact import one_line
 
 LOGGER = logging.getLogger("dycoke_edge.serve")
@@ -75,6 +75,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(429, str(error), code="busy", retry_after=error.retry_after_s)
     if isinstance(error, StaleError):
         return ApiError(503, str(error), code="stale")
+    if isinstance(error, UnavailableError):
+        return ApiError(503, str(error), code="unavailable", retry_after=1.0)
     if isinstance(error, UsageError | InputError):
         return ApiError(400, str(error))
     if isinstance(error, DycokeEdgeError):

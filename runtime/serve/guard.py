@@ -54,7 +54,9 @@ class Guard:
         began = self._clock()
         try:
             await self._admitted(scope, receive, answer)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a Rust library is no Exception
             failed = as_api_error(error)
             if answer.status is None:  # else half an answer is out, and the listener closes the connection
                 await response(failed)(scope, receive, answer)
@@ -193,7 +195,7 @@ def _check_type(headers: _Headers) -> None:
 
 
 def _asking(scope: Scope) -> Scope:
-    """A request of a path that needs no key, which may only ask. The server leaves the body out of an answer to HEAD."""
+    """A request of a path that needs no key, which may only ask. HEAD is GET: the server leaves the body out."""
     if scope["method"] not in ("GET", "HEAD"):
         raise ApiError(405, "this path is for GET and HEAD", code="method_not_allowed")
     return {**scope, "method": "GET"}

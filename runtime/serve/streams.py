@@ -41,6 +41,7 @@ class NewStream(Strict):
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(prefix="/v1/live-stream", route_class=route_class(service))
+    adding = dict[str, Camera]()  # that the watcher may not know yet
     allowed = AllowedHosts("stream_hosts", service.spec.stream_hosts)
 
     @routes.get("")
@@ -52,14 +53,18 @@ def router(service: Service) -> APIRouter:
     async def add(new: NewStream) -> Response:
         await service.apart(_check_url, new.liveStreamUrl, allowed)
         camera = _camera(new)
-        known = service.watcher.cameras
+        known = adding | service.watcher.cameras
         if camera.id in known:
             raise ApiError(409, f"id: there is a camera {camera.id}; remove it first", "id", "duplicate")
         if any(other.uri == camera.uri for other in known.values()):
             raise ApiError(409, "liveStreamUrl: watched already; GET /v1/live-stream", "liveStreamUrl", "duplicate")
         if len(known) >= service.spec.max_cameras:
             raise ApiError(409, f"{len(known)} cameras, which is server.max_cameras; remove one", code="limit")
-        await service.apart(service.watcher.add, camera)
+        adding[camera.id] = camera  # nothing is awaited between looking and this
+        try:
+            await service.apart(service.watcher.add, camera)
+        finally:
+            del adding[camera.id]
         service.descriptions[camera.id] = new.description
         return Json(await _one(service, camera.id), 201, {"Location": f"/v1/live-stream/{camera.id}"})
 
