@@ -50,17 +50,20 @@ class Share:
         self._taken = 0
 
 
-def parse(kind: type[Model], body: bytes, most: int) -> Model:
-    """A body that is JSON of at most `most` values. Raises RequestValidationError with what is wrong first."""
+def parse(kind: type[Model], body: bytearray, most: int) -> Model | Exception:
+    """A body that is JSON of at most `most` values, which is emptied to make room; or the first thing that is wrong
+    with it. That is not raised: an error that is raised keeps what was at hand, for as long as somebody keeps it."""
     if body.count(b",") + body.count(b"[") + body.count(b"{") > most:  # a value has one of these before it
-        raise ApiError(400, f"the body holds too many values; at most {most}", code="too_large")
+        return ApiError(400, f"the body holds too many values; at most {most}", code="too_large")
     try:
-        return kind.model_validate(json.loads(body))
+        text = body.decode()
+        body.clear()
+        return kind.model_validate(json.loads(text))
     except ValidationError as error:
         first = deepest(error.errors(include_url=False, include_input=False))
-        raise RequestValidationError([{**first, "loc": ("body", *first["loc"])}]) from None
+        return RequestValidationError([{**first, "loc": ("body", *first["loc"])}])
     except (ValueError, RecursionError):  # also of numbers with too many digits
-        raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": ""}]) from None
+        return RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": ""}])
 
 
 def route_class(service: Service) -> type[APIRoute]:
@@ -75,9 +78,12 @@ def route_class(service: Service) -> type[APIRoute]:
                 return answer
 
             async def handler(request: Request) -> Response:
-                body = b"".join([chunk async for chunk in request.stream()])
+                pieces = [piece async for piece in request.stream() if piece]
+                whole = len(pieces) == 1 and isinstance(pieces[0], bytearray)  # as the guard gives it
+                body = pieces.pop() if whole else bytearray().join(pieces)
                 read = await service.parsing(parse, kind, body, most)
-                del body
+                if isinstance(read, Exception):
+                    raise read
                 return await answer(_Read(request, read))
 
             return handler

@@ -60,6 +60,7 @@ class Guard:
             failed = as_api_error(error)
             if answer.status is None:  # else half an answer is out, and the listener closes the connection
                 await response(failed)(scope, receive, answer)
+            del failed  # which has this frame, which had it
         finally:
             method, path = one_line(str(scope["method"]), 20), one_line(str(scope["path"]), 200)
             took = (self._clock() - began) * 1e3
@@ -86,10 +87,12 @@ class Guard:
 
     async def _pass_on(self, scope: Scope, headers: _Headers, receive: Receive, answer: _Answer) -> None:
         scope["state"]["share"] = share = self._room.share()
+        body = bytearray()
         try:
-            body = [await self._body(scope, headers, receive, share)]
+            await self._fill(body, scope, headers, receive, share)
             await self._app(scope, _replay(body, receive), answer)
         finally:
+            body.clear()  # an error may keep this frame
             share.release()
 
     def _check_host(self, headers: _Headers) -> None:
@@ -117,8 +120,8 @@ class Guard:
         large = scope["path"] == CHAT and scope["method"] == "POST"
         return self._spec.max_body_bytes if large else min(self._spec.max_small_body_bytes, self._spec.max_body_bytes)
 
-    async def _body(self, scope: Scope, headers: _Headers, receive: Receive, share: Share) -> bytes:
-        """All of the body, at most so large, within so many seconds."""
+    async def _fill(self, body: bytearray, scope: Scope, headers: _Headers, receive: Receive, share: Share) -> None:
+        """Receive all of the body, at most so large, within so many seconds."""
         most = self._most(scope)
         length = headers.one(b"content-length") or "0"
         more = length != "0" or headers.one(b"transfer-encoding") is not None
@@ -126,7 +129,7 @@ class Guard:
             _check_type(headers)
         if not (length.isascii() and length.isdigit()) or int(length[:19]) > most:
             raise ApiError(413, f"the body is too large; at most {most} bytes here", code="too_large")
-        end, body = self._clock() + self._spec.body_timeout_s, bytearray()
+        end = self._clock() + self._spec.body_timeout_s
         while more:
             try:
                 message = await asyncio.wait_for(receive(), max(0.001, end - self._clock()))
@@ -139,7 +142,6 @@ class Guard:
                 raise ApiError(413, f"the body is too large; at most {most} bytes here", code="too_large")
             share.take(len(piece))
             body += piece
-        return bytes(body)
 
 
 class _Headers:
@@ -201,13 +203,16 @@ def _asking(scope: Scope) -> Scope:
     return {**scope, "method": "GET"}
 
 
-def _replay(body: list[bytes], receive: Receive) -> Receive:
-    """The only body in the list at once, which is not kept; then what the client does."""
+def _replay(body: bytearray, receive: Receive) -> Receive:
+    """The body at once, which who reads it may empty; then what the client does."""
+    sent = False
 
     async def replay() -> Any:
-        if not body:
+        nonlocal sent
+        if sent:
             return await receive()
-        return {"type": "http.request", "body": body.pop(), "more_body": False}
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
 
