@@ -216,8 +216,8 @@ def _took(port: int, request: bytes) -> tuple[bool, float]:
 def main() -> int:
     """Run the attacks; 1 if one of them did harm."""
     if sys.argv[1:2] == ["strike"]:
-        port, name, attackers, seconds = sys.argv[2:]
-        print(json.dumps(strike(int(port), name, int(attackers), float(seconds))))
+        where, kind, count, time = sys.argv[2:]
+        print(json.dumps(strike(int(where), kind, int(count), float(time))))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)

@@ -37,7 +37,7 @@ class Counted:
 
     def __init__(self, pattern: re.Pattern[str], steps: Steps) -> None:
         self._real, self._steps = pattern, steps
-        parsed = parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
+        parsed: Any = parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE)
         self._nodes = list(parsed)
         self._ignore = bool(parsed.state.flags & re.IGNORECASE)
 
@@ -127,8 +127,8 @@ class Counted:
         if kind == "ANY":
             return letter != "\n"
         if kind == "NOT_LITERAL":
-            return ord(letter) != value
+            return ord(letter) != int(value)
         cases = {letter, letter.lower(), letter.upper()} if self._ignore else {letter}
         low, high = value if kind == "RANGE" else (value, value)
         assert kind in ("RANGE", "LITERAL"), kind
-        return any(len(one) == 1 and low <= ord(one) <= high for one in cases)
+        return any(len(one) == 1 and int(low) <= ord(one) <= int(high) for one in cases)

@@ -364,13 +364,13 @@ def test_64_messages_of_64_parts_are_a_request() -> None:
 
 def test_bodies_are_read_apart_from_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = list[str]()
-    real = bodies.json.loads
+    real = json.loads
 
-    def loads(body: bytes) -> Any:
+    def loads(text: str) -> Any:
         seen.append(threading.current_thread().name)
-        return real(body)
+        return real(text)
 
-    monkeypatch.setattr(bodies.json, "loads", loads)
+    monkeypatch.setattr(json, "loads", loads)
     for path in (CHAT, "/v1/live-stream", "/v1/alerts", "/v1/alerts/x"):
         served.http.request("PUT" if path.endswith("x") else "POST", path, json={})
     assert len(seen) == 4 and "server" not in seen  # that is the loop's thread

@@ -79,8 +79,8 @@ def route_class(service: Service) -> type[APIRoute]:
 
             async def handler(request: Request) -> Response:
                 pieces = [piece async for piece in request.stream() if piece]
-                whole = len(pieces) == 1 and isinstance(pieces[0], bytearray)  # as the guard gives it
-                body = pieces.pop() if whole else bytearray().join(pieces)
+                whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                body = whole if isinstance(whole, bytearray) else bytearray(whole)  # the guard's is emptied in place
                 read = await service.parsing(parse, kind, body, most)
                 if isinstance(read, Exception):
                     raise read
