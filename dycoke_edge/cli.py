@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dycoke_edge import __version__, cli_bench, cli_build, cli_camera, cli_chat, cli_completion, cli_demo, cli_serve
 from dycoke_edge import cli_output as output
@@ -37,6 +37,7 @@ EXAMPLES = """examples:
   dycoke-edge watch BUNDLE rtsp://camera/stream --rule "person=Is a person in view?"
   dycoke-edge run --help"""
 MERGE = ("mode", "budget", "merge_ratio")  # of Compression, what decides how many tokens enter
+UNREAD_S = (2.0, 0.5)  # after a signal, when output that nobody reads is given up: first, and again
 WHAT_RUNS = ("provider", "decoder", "vision")  # of EngineSpec, what verify tries
 
 
@@ -141,9 +142,14 @@ def _interrupted(error: BaseException | None) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
+    with _signals_unwind():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         output.prepare()
-        with _sigterm_unwinds(), output.flushed():
+        with output.flushed():
             args = parse_args(argv)
             output.people.quiet = args.quiet
             args.command(args)
@@ -169,20 +175,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that half-written things are removed."""
+def _signals_unwind() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that half-written things are removed. Neither waits for ever for
+    somebody to read the output."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, frame: object) -> NoReturn:
+        signal.setitimer(signal.ITIMER_REAL, *UNREAD_S)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    handlers: dict[int, Any] = {signal.SIGTERM: leave, signal.SIGALRM: lambda *_: output.drop_unread()}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody chose to ignore it
+        handlers[signal.SIGINT] = leave
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refusal(error: OSError | MemoryError) -> str:

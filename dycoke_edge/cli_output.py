@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -54,9 +55,9 @@ def help_alone(parser: argparse.ArgumentParser) -> NoReturn:
 
 def error(text: str) -> None:
     """One line without credentials, whatever the text."""
-    from dycoke_edge.runtime.camera.redact import redact  # late: the command line loads no side before it is used
+    from dycoke_edge.runtime.camera.redact import printable, redact  # late: no side is loaded before it is used
 
-    print("dycoke-edge: " + " ".join(redact(text).split()), file=sys.stderr)
+    print("dycoke-edge: " + printable(" ".join(redact(text).split())), file=sys.stderr)
 
 
 @contextmanager
@@ -72,6 +73,15 @@ def drop_stdout() -> None:
     """Let what stdout still holds go nowhere: Python would try to write it again at exit, and complain."""
     with suppress(io.UnsupportedOperation):  # a stdout without a file, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def drop_unread() -> None:
+    """Let what cannot be written now, because nobody reads it, go nowhere. A write that waits is tried again by Python
+    after the signal in whose handler this is called, and then ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(io.UnsupportedOperation, OSError, ValueError):
+            if not select.select([], [stream.fileno()], [], 0)[1]:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def json_line(data: dict[str, Any]) -> None:
@@ -221,10 +231,12 @@ def _readable(key: str, value: Any) -> str:
 
 def event(one: Event) -> None:
     """An event of a camera for people: what was seen on stdout, how it goes on stderr."""
+    from dycoke_edge.runtime.camera.redact import printable
+
     clock = datetime.fromtimestamp(one.time, timezone.utc).strftime("%H:%M:%S")
-    reason = f" ({one.reason})" if one.reason else ""
+    reason = f" ({printable(one.reason)})" if one.reason else ""
     if one.type == "description":
-        print(f"{clock} {' '.join(one.text.split())}", flush=True)
+        print(f"{clock} {printable(' '.join(one.text.split()))}", flush=True)
     elif one.type == "alert":
         score = "" if one.score is None else f" {one.score:.2f}"
         print(f"{clock} {one.severity} {one.rule_id} {one.phase} {one.verdict}{score}{reason}", flush=True)

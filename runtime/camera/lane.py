@@ -77,7 +77,9 @@ class Lane:
         the window."""
         try:
             return self.unit()
-        except Exception as error:  # one camera's trouble is not the others', nor one rule's
+        except (
+            BaseException
+        ) as error:  # one camera's trouble is not the others', nor one rule's; Rust's is no Exception
             if self._scoring is None:
                 self._failed(error)
             else:
@@ -247,7 +249,7 @@ class Lane:
             dropped_windows=look.dropped,
         )
 
-    def _rule_failed(self, rule: Rule, error: Exception) -> None:
+    def _rule_failed(self, rule: Rule, error: BaseException) -> None:
         """Go on with the rest of the window: a question that failed has changed nothing of what the model remembers."""
         look, self._scoring = self._look_now, None
         assert look is not None
@@ -257,7 +259,7 @@ class Lane:
         self._report(f"rule {rule.id}: {reason}")
         self._close_look()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
         stage = "push" if self._look_now is None else "answer"
         self._tasks.clear()
@@ -269,7 +271,7 @@ class Lane:
         if not isinstance(error, UsageError):
             try:
                 self.recent.forget()
-            except Exception as more:
+            except BaseException as more:
                 reason = f"{reason}; and then {self._hub.failed(more)}"
         self._report(reason)
 

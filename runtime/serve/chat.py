@@ -16,7 +16,9 @@ from dycoke_edge import __version__
 from dycoke_edge.runtime.camera.answers import Window
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.reply import Piece
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json, as_api_error, body
+from dycoke_edge.runtime.serve.leaving import gone, while_there
 from dycoke_edge.runtime.serve.messages import ChatRequest, ImagePart, Question, StreamPart, VideoPart, question
 from dycoke_edge.runtime.serve.service import Service
 from dycoke_edge.runtime.serve.until import Until
@@ -50,7 +52,7 @@ class Answering:
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", route_class=route_class(service))
 
     @routes.get("/version")
     async def version() -> Response:
@@ -73,14 +75,16 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation about a video, pictures, a live camera or nothing but text, as OpenAI's API does;
         with `stream` as server-sent events."""
         _check_model(service, asked.model)
-        answer = await _begin(service, request, question(asked, service.spec))
+        answer = await while_there(request, _begin(service, question(asked, service.spec)))
+        del asked.messages  # with all that they showed
+        request.state.share.release()
         pieces = _Pieces(service, request, answer)
-        first = await pieces.next()  # what is wrong with a question shows here, before a 200 is on its way
+        # what is wrong with a question shows here, before a 200 is on its way
+        first = await while_there(request, pieces.next(), pieces.close)
         if asked.stream:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(_events(service, pieces, first, usage), media_type=SSE)
-        while first is not None:
-            first = await pieces.next()
+        await while_there(request, pieces.rest(), pieces.close)
         return Json(_whole(service, answer))
 
     return routes
@@ -95,7 +99,7 @@ def _check_model(service: Service, name: str) -> None:
         raise ApiError(404, f"model: there is one here, {service.model_id}", "model", "model_not_found")
 
 
-async def _begin(service: Service, request: Request, asked: Question) -> Answering:
+async def _begin(service: Service, asked: Question) -> Answering:
     """Read what a question shows, and get it in line."""
     compression = service.compression(asked.compression)
     watcher, said, sampling, until = service.watcher, asked.messages, asked.sampling, Until(asked.stops)
@@ -108,12 +112,12 @@ async def _begin(service: Service, request: Request, asked: Question) -> Answeri
             pieces = await service.apart(watcher.ask_stream, stream.stream_id, said, stream.last_s, sampling)
             return Answering(pieces, until, watcher.window(stream.stream_id))
         case VideoPart(video_url=link):
-            shown = {"video": await service.reading(request, service.media.video, link.url, asked.wanted)}
+            shown = {"video": await service.reading(service.media.video, link.url, asked.wanted)}
         case (ImagePart(image_url=link),):
-            shown = {"image": await service.reading(request, service.media.image, link.url)}
+            shown = {"image": await service.reading(service.media.image, link.url)}
         case (_, *_) as parts:
             links = [part.image_url.url for part in parts]
-            shown = {"video": await service.reading(request, service.media.images, links)}
+            shown = {"video": await service.reading(service.media.images, links)}
         case _:
             shown = {}
     options: dict[str, Any] = {"compression": compression, "sampling": sampling, **shown}
@@ -126,6 +130,7 @@ class _Pieces:
 
     def __init__(self, service: Service, request: Request, answer: Answering) -> None:
         self._service, self._request, self.answer = service, request, answer
+        self._closed = False
 
     async def next(self) -> str | None:
         """The next text, often empty; None at the end. Raises what the model raised."""
@@ -134,15 +139,23 @@ class _Pieces:
             return None
         try:
             if self._service.closing.is_set() or await self._request.is_disconnected():
-                raise ApiError(503, "the server is stopping, or nobody listens", code="stopping")
+                raise gone()
             piece = await self._service.apart(next, self.answer.pieces, None)
+            if self._closed:
+                raise gone()
         except BaseException:
             self.close()
             raise
         return None if piece is None else self.answer.take(piece)
 
+    async def rest(self) -> None:
+        """Take all that is left."""
+        while await self.next() is not None:
+            pass
+
     def close(self) -> None:
-        """Let the model go on to something else."""
+        """Let the model go on to something else. Legal while `next` waits, which raises then."""
+        self._closed = True
         close = getattr(self.answer.pieces, "close", None)
         if close is not None:
             close()

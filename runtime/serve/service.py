@@ -8,9 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from anyio import CapacityLimiter
+from anyio import CancelScope, CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import Request
 
 from dycoke_edge.config import Clip, Compression
 from dycoke_edge.config_serve import ServeSpec
@@ -18,6 +17,7 @@ from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.watcher import CameraWatcher
 from dycoke_edge.runtime.pipeline import VideoLLM
 from dycoke_edge.runtime.serve.errors import ApiError
+from dycoke_edge.runtime.serve.leaving import gone
 from dycoke_edge.runtime.serve.media import Frames, Media
 from dycoke_edge.runtime.serve.readers import Readers
 
@@ -40,6 +40,7 @@ class Service:
         self.descriptions: dict[str, str] = {}  # of cameras, by id
         self.closing = asyncio.Event()  # long answers end when it is set
         self._threads = CapacityLimiter(2 * spec.max_chats + 16)
+        self._parsers = CapacityLimiter(1)  # of bodies, each of which takes memory several times while it is read
         self.readers = Readers(spec, llm.bundle.model.image_size)
 
     def compression(self, given: dict[str, Any]) -> Compression:
@@ -60,26 +61,23 @@ class Service:
         """Call something that blocks in a thread."""
         return await run_sync(partial(function, *arguments, **options), limiter=self._threads)
 
-    async def reading(
-        self, request: Request, method: Callable[P, Frames], *arguments: P.args, **options: P.kwargs
-    ) -> Frames:
+    async def parsing(self, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Call something that reads a body, after those before it."""
+        return await run_sync(partial(function, *arguments, **options), limiter=self._parsers)
+
+    async def reading(self, method: Callable[P, Frames], *arguments: P.args, **options: P.kwargs) -> Frames:
         """Have a method of `media` decode what a request brought, in another process, after those before it. Ends that
-        process when the client leaves or the server is told to stop."""
+        process when this is cancelled, as `while_there` does, or the server is told to stop."""
         assert not options, "arguments go by their places"
         work = asyncio.ensure_future(self.readers.read(method.__name__, *arguments))
-        ends = asyncio.ensure_future(_left(request)), asyncio.ensure_future(self.closing.wait())
+        closing = asyncio.ensure_future(self.closing.wait())
         try:
-            await asyncio.wait((work, *ends), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((work, closing), return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
-                raise ApiError(503, "the server is stopping, or nobody listens", code="stopping")
+                raise gone()
             return work.result()
         finally:
-            for task in (work, *ends):
+            for task in (work, closing):
                 task.cancel()
-            await asyncio.gather(work, *ends, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    """Returns when the client has gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+            with CancelScope(shield=True):
+                await asyncio.gather(work, closing, return_exceptions=True)

@@ -13,6 +13,7 @@ from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.place import place
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 from dycoke_edge.runtime.serve.messages import Finite, Strict
@@ -38,7 +39,8 @@ class NewStream(Strict):
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1/live-stream")
+    routes = APIRouter(prefix="/v1/live-stream", route_class=route_class(service))
+    adding = dict[str, Camera]()  # that the watcher may not know yet
     allowed = AllowedHosts("stream_hosts", service.spec.stream_hosts)
 
     @routes.get("")
@@ -50,15 +52,20 @@ def router(service: Service) -> APIRouter:
     @routes.post("", status_code=201)
     async def add(new: NewStream) -> Response:
         """Watch one more camera."""
-        camera = _camera(new, await service.apart(_checked, new.liveStreamUrl, allowed), service.spec.stream_hosts)
-        known = service.watcher.cameras
+        url = await service.apart(_checked, new.liveStreamUrl, allowed)
+        camera = _camera(new, url, service.spec.stream_hosts)
+        known = adding | service.watcher.cameras
         if camera.id in known:
             raise ApiError(409, f"id: there is a camera {camera.id}; remove it first", "id", "duplicate")
         if any(other.uri == camera.uri for other in known.values()):
             raise ApiError(409, "liveStreamUrl: watched already; GET /v1/live-stream", "liveStreamUrl", "duplicate")
         if len(known) >= service.spec.max_cameras:
             raise ApiError(409, f"{len(known)} cameras, which is server.max_cameras; remove one", code="limit")
-        await service.apart(service.watcher.add, camera)
+        adding[camera.id] = camera  # nothing is awaited between looking and this
+        try:
+            await service.apart(service.watcher.add, camera)
+        finally:
+            del adding[camera.id]
         service.descriptions[camera.id] = new.description
         return Json(await _one(service, camera.id), 201, {"Location": f"/v1/live-stream/{camera.id}"})
 
