@@ -24,7 +24,6 @@ from dycoke_edge.errors import InputError
 
 HEAD = 32  # B-frames are reordered by 16 at most, so these packets hold the frame shown first
 TEXT = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg plays any .txt as a film of letters
-SEEKS = ("mov,", "matroska,")  # others have no index, and stamps that change after a jump
 BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx"))
 MOST_PIXELS = 36_000_000  # of a picture, a little over 8K: a few kilobytes can claim to be far more
 REPAIR = "copy or record it again, or convert it with ffmpeg"
@@ -116,9 +115,9 @@ def scan(path: Path, start: float = 0.0, end: float | None = None, seek: bool = 
         if base is None or (container.format.name == "avi" and stream.codec_context.has_b_frames):
             return None  # AVI has room for decoding times only
         stamps = _stamps(container, stream)
-        listed = list(islice(stamps, HEAD))
+        listed = _head(stamps)
         zero = _zero(listed)
-        seek = seek and start > 0 and container.format.name.startswith(SEEKS)
+        seek = seek and start > 0 and _straight(container, stream)
         target = zero + int(start / base) if seek and zero is not None else None
         if target is not None and not _jump(container, stream, target, listed):
             return scan(path, start, end, seek=False)
@@ -137,12 +136,31 @@ def _stamps(container: InputContainer, stream: av.VideoStream) -> Iterator[Stamp
             yield Stamp(p.pts, p.dts, p.duration or 0, p.is_keyframe, not p.is_discard, p.is_corrupt)
 
 
+def _head(stamps: Iterator[Stamp]) -> list[Stamp]:
+    """The packets up to the first that is shown, however many a trimmed file hides before it, and HEAD more."""
+    listed = []
+    for stamp in stamps:
+        listed.append(stamp)
+        if stamp.shown:
+            break
+    return listed + list(islice(stamps, HEAD))
+
+
 def _zero(listed: list[Stamp]) -> int | None:
-    """The stamp of the first frame that can be shown: a recording may begin in the middle of a
-    group of pictures."""
-    keys = [s.pts for s in listed if s.key and s.shown and s.pts is not None]
+    """The stamp of the first frame that can be shown. A recording may begin in the middle of a group of pictures, which
+    nothing can decode; a trimmed one begins with a keyframe that is decoded and not shown."""
+    key = next((s.pts for s in listed if s.key and s.pts is not None), None)
     shown = [s.pts for s in listed if s.shown and s.pts is not None]
-    return keys[0] if keys else min(shown, default=None)
+    return min((pts for pts in shown if key is None or pts >= key), default=None)
+
+
+def _straight(container: InputContainer, stream: av.VideoStream) -> bool:
+    """FFmpeg finds any time in the file. Most formats have no index, and stamps that change after a jump; in an MP4 of
+    several edits stamps fall, and the place found is a wrong one."""
+    if not container.format.name.startswith("mov,"):
+        return container.format.name.startswith("matroska,")
+    entries = getattr(stream, "index_entries", None)  # PyAV before 17 has none
+    return entries is not None and bool((np.diff([entry.timestamp for entry in entries]) > 0).all())
 
 
 def _jump(container: InputContainer, stream: av.VideoStream, target: int, listed: list[Stamp]) -> bool:
@@ -162,7 +180,7 @@ def _read(stamps: Iterable[Stamp], listed: list[Stamp], limit: float | None) -> 
     """Lists the packets up to the one decoded at `limit`; True if the file ended first."""
     for stamp in stamps:
         listed.append(stamp)
-        if limit is not None and stamp.dts is not None and stamp.dts >= limit:
+        if limit is not None and stamp.shown and stamp.dts is not None and stamp.dts >= limit:
             return False
     return True
 

@@ -41,6 +41,7 @@ class AvSource:
         self._container: InputContainer | None = None
         self._reformatter = VideoReformatter()  # one for all frames: one each is never given back (PyAV before 19)
         self._whole = False  # since the last key frame nothing was lost
+        self._hidden: int | None = None  # stamp of a key frame since then that is decoded and not shown
 
     def open(self) -> SourceInfo:
         try:
@@ -146,17 +147,24 @@ class AvSource:
         except FFmpegError:
             self._lose()
             return
+        if packet.is_keyframe and packet.is_discard and self._hidden is None:
+            self._hidden = packet.pts
         for frame in frames:
             if frame.is_corrupt:
                 self._lose()
-            elif not self._whole and not frame.key_frame:
-                self.tally.drop("no_key")
-            else:
+            elif self._whole or frame.key_frame or self._follows(frame):
                 self._whole = True
                 yield self._picture(frame, stream)
+            else:
+                self.tally.drop("no_key")
+
+    def _follows(self, frame: av.VideoFrame) -> bool:
+        """A key frame that is not shown was decoded before this one."""
+        return self._hidden is not None and frame.pts is not None and frame.pts > self._hidden
 
     def _lose(self) -> None:
         self._whole = False
+        self._hidden = None
         self.tally.drop("corrupt")
 
     def _picture(self, frame: av.VideoFrame, stream: av.VideoStream) -> Picture:
