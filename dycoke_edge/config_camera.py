@@ -24,7 +24,7 @@ class ReaderSpec(Options):
     retry_first: float = option(1.0, "seconds before the first reconnect; doubles from then on", 0.01, 3600)
     retry_most: float = option(60.0, "most seconds between reconnects; the first after a wrong password", 0.01, 86400)
     healthy: float = option(30.0, "seconds online after which the next reconnect is quick again", 0, 86400)
-    jump: float = option(5.0, "seconds that a stream's clock may leap before frames are kept apart", 0.1, 86400)
+    jump: float = option(5.0, "seconds that a live stream's clock may leap before frames are kept apart", 0.1, 86400)
     transport: str = option("tcp", "how RTSP sends video", choices=("tcp", "udp"))
     allow_gst: bool = option(False, "take gst:// pipelines, which can do whatever GStreamer can")
 

@@ -211,8 +211,17 @@ def part(folder: Path, name: str, start: float, **options: Any) -> Path:
     return write_clip(folder / f"{name}.ts", frames=12, times=times, options={"bf": "0"}, **options)
 
 
-@pytest.mark.parametrize(("starts", "segments"), [((0, 37600), 2), ((100, 0), 2), ((0, 37600, 0), 3), ((0, 1), 1)])
-def test_leaps_of_the_clock_part_segments(starts: tuple[float, ...], segments: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("starts", [(0, 6), (0, 60), (0, 37600)])
+def test_a_gap_in_a_file_is_no_jump_in_time(starts: tuple[float, ...], tmp_path: Path) -> None:
+    path = joined(tmp_path / "joined.ts", [part(tmp_path, f"p{place}", start) for place, start in enumerate(starts)])
+    got, wanted = read(path, fps=4), read_video(path, Clip(fps=4), SIZE)
+    assert {frame.segment for frame in got} == {0} and len(got) == 9  # the last one before the gap stays for longer
+    assert [frame.pts_s for frame in got] == pytest.approx(wanted.times.tolist(), abs=1e-3)
+    assert next(frame.pts_s for frame in got if (frame.pts_s or 0) > 5) == pytest.approx(starts[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("starts", "segments"), [((100, 0), 2), ((100, 50, 0), 3), ((0, 1), 1)])
+def test_steps_back_of_the_clock_part_segments(starts: tuple[float, ...], segments: int, tmp_path: Path) -> None:
     parts = [part(tmp_path, f"p{place}", start) for place, start in enumerate(starts)]
     got = read(joined(tmp_path / "joined.ts", parts), fps=4)
     assert [frame.segment for frame in got] == [place for place in range(segments) for _ in range(len(got) // segments)]
@@ -236,6 +245,10 @@ STILL = (480, 640)
 def segments(stamps: list[float | None], times: list[float], live: bool = True) -> list[int]:
     timeline = Timeline(5.0, live)
     return [timeline.place(s, 0.1, STILL, t).segment for s, t in zip(stamps, times, strict=True)]
+
+
+def test_only_a_step_back_parts_the_segments_of_a_file() -> None:
+    assert segments([0, 0.1, 37600, 37600.1, 12, None, 11], [0] * 7, live=False) == [0, 0, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -367,10 +380,8 @@ def test_probe_says_what_a_file_holds(tmp_path: Path) -> None:
     parts = [part(tmp_path, f"p{place}", start) for place, start in enumerate((0, 37600, 0))]
     report = probe(joined(tmp_path / "joined.ts", parts))
     assert (report.codec, report.width, report.height, report.live) == ("h264", 128, 96, False)
-    assert (report.frames, report.pts_breaks, report.pts_missing, report.frames_dropped) == (36, 2, 0, {})
-    assert report.fps_measured == pytest.approx(12, abs=0.01) and report.pts_largest_step == pytest.approx(
-        1 / 12, abs=1e-3
-    )
+    assert (report.frames, report.pts_breaks, report.pts_missing, report.frames_dropped) == (36, 1, 0, {})
+    assert report.pts_largest_step == pytest.approx(37600 - 11 / 12, abs=1e-3)
     assert 0 <= report.seconds_to_open <= report.seconds_to_first_frame
 
 

@@ -105,7 +105,9 @@ class AvSource:
     def _opened(self) -> InputContainer:
         kind, target = self._address.kind, self._address.target
         if kind == "file":
-            return av.open(f"file:{target}")  # without "file:" a colon in the name would be taken for a protocol
+            # Without "file:" a colon in the name would be taken for a protocol, and without the option a step back for
+            # stamps that ran over, a day ahead.
+            return av.open(f"file:{target}", options={"correct_ts_overflow": "0"})
         timeout = self._spec.open_timeout, self._spec.read_timeout
         if kind == "v4l2":
             return av.open(target, format="v4l2", options=_camera(self._address), timeout=timeout)

@@ -42,16 +42,29 @@ class Post:
         self.lane = Lane(camera, self.reader, llm, hub, rules, is_lossless(camera), compression, live, hurry)
         self.enabled = True
         self._state = ""
+        self._ended: CameraStatus | None = None  # of a file that was read to its end and not looked at to it
         self._lock = threading.Lock()
 
     def work(self) -> bool:
         """The lane's next unit of work, unless switched off."""
-        return self.enabled and self.lane.work()
+        worked = self.enabled and self.lane.work()
+        if self.lane.finished and self._ended is not None:
+            status, self._ended = self._ended, None
+            self._say(status.state, "; ".join(filter(None, (status.error, self._extent))))
+        return worked
+
+    @property
+    def _extent(self) -> str:
+        """How much of a file was looked at."""
+        counts, extent = self.lane.counts, self.lane.recent.extent
+        return (
+            f"looked at {extent.looked:.1f} of {extent.seconds:.1f} s: {counts.frames} frames, {counts.windows} windows"
+        )
 
     @property
     def finished(self) -> bool:
-        """Its video has ended and all of it was looked at."""
-        return self.lane.finished
+        """Its video has ended, all of it was looked at, and that was said."""
+        return self.lane.finished and self._state not in ("connecting", "online", "offline")
 
     def pause(self) -> None:
         """Let the camera go; open alerts end. Does not wait for it."""
@@ -96,6 +109,8 @@ class Post:
             "reconnects": dict(reader.reconnects),
             "last_frame_age_s": None if last is None else now - last,
             **self.lane.counts.as_dict(),
+            "video_s": recent.extent.seconds,
+            "video_s_looked_at": recent.extent.looked,
             "memory_frames": len(recent.view),
             "kv_bytes": recent.nbytes,
             "last_frame_time": newest.utc if (newest := recent.view.newest) else None,
@@ -103,7 +118,10 @@ class Post:
         }
 
     def _changed(self, status: CameraStatus) -> None:
-        if self.enabled:
+        if not self.enabled:
+            return
+        self._ended = status if self.lane.lossless and status.state == "ended" else None
+        if self._ended is None:
             self._say(status.state, status.error)
 
     def _say(self, state: str, reason: str | None) -> None:
