@@ -181,7 +181,7 @@ def test_windows_further_apart_than_long_leave_some_of_a_file_out() -> None:
     _, status, told = whole("clip.mp4", *((0, float(i)) for i in range(41)), window_s=4.0, every_s=8.0)
     assert status["windows"] == 6 and status["video_s"] == 40  # at 3, 11, 19, 27, 35 and the end
     assert status["video_s_looked_at"] == 5 * 4 + 3  # four frames a window, each until the one after it
-    assert "looked at 23.0 of 40.0 s: 41 frames, 6 windows" in str(told[-1].reason)
+    assert "looked at 23.0 of 40.0 s; frames: 41, windows: 6" in str(told[-1].reason)
 
 
 def test_a_wall_clock_set_back_makes_no_negative_times() -> None:

@@ -57,9 +57,8 @@ class Post:
     def _extent(self) -> str:
         """How much of a file was looked at."""
         counts, extent = self.lane.counts, self.lane.recent.extent
-        return (
-            f"looked at {extent.looked:.1f} of {extent.seconds:.1f} s: {counts.frames} frames, {counts.windows} windows"
-        )
+        numbers = f"frames: {counts.frames}, windows: {counts.windows}"
+        return f"looked at {extent.looked:.1f} of {extent.seconds:.1f} s; {numbers}"
 
     @property
     def finished(self) -> bool:
