@@ -10,17 +10,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from av.container import InputContainer
 
 from dycoke_edge.config import Clip
 from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.errors import UsageError
+from dycoke_edge.runtime.camera.av_source import AvSource
+from dycoke_edge.runtime.camera.clock import SYSTEM
 from dycoke_edge.runtime.camera.frame import Frame, Tally
 from dycoke_edge.runtime.camera.probe import probe
 from dycoke_edge.runtime.camera.source import Source, SourceError, open_source
 from dycoke_edge.runtime.camera.timeline import Timeline
-from dycoke_edge.runtime.camera.uri import parse_uri
+from dycoke_edge.runtime.camera.uri import Address, parse_uri
 from dycoke_edge.runtime.video import read_video
 from tests import clips
 from tests.clips import read_mark, write_clip
@@ -187,6 +191,72 @@ def test_damage_costs_pictures_up_to_the_next_key_frame(tmp_path: Path) -> None:
     assert lost and len(lost) <= 16 and shown == sorted(shown)
     assert (max(lost) + 1) % 8 == 0, "it began again anywhere but at a key frame"
     assert source.tally.dropped["corrupt"] >= 1
+
+
+# H.265 as cameras send it: a raw stream stands in for the packets of RTP
+
+
+class Camera265(AvSource):
+    """Reads a raw file as a camera's stream."""
+
+    def _opened(self) -> InputContainer:
+        return av.open(self._address.target)
+
+
+def units(path: Path) -> list[bytes]:
+    """The parts of a raw H.265 stream."""
+    return [part.rstrip(b"\0") for part in path.read_bytes().split(b"\0\0\1") if part.strip(b"\0")]
+
+
+def seen(path: Path, parts: list[bytes]) -> tuple[list[int], Tally]:
+    """What a camera that sends these parts shows."""
+    path.write_bytes(b"".join(b"\0\0\0\1" + part for part in parts))
+    source = Camera265(Address("rtsp", str(path), "camera"), ReaderSpec(size=SIZE), "camera", SYSTEM)
+    shown = [read_mark(frame.image) for frame in frames(source)]
+    return shown, source.tally
+
+
+def kind(part: bytes) -> int:
+    return part[0] >> 1 & 63
+
+
+@pytest.fixture(scope="module")
+def h265(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    params = "log-level=none:keyint=12:min-keyint=12:scenecut=0:bframes=0:repeat-headers=1:open-gop=0:info=0"
+    path = tmp_path_factory.mktemp("h265") / "clip.hevc"
+    return units(write_clip(path, codec="libx265", options={"x265-params": params}, frames=48))
+
+
+MESSAGES = {
+    "cut short": bytes((39 << 1, 1, 5, 200)) + b"\x55" * 22,
+    "cut short behind": bytes((40 << 1, 1, 132, 200)) + b"\x55" * 9,
+    "empty": bytes((39 << 1, 1)),
+    "timing": bytes((39 << 1, 1, 1, 1, 255, 128)),
+    "endless": bytes((39 << 1, 1)) + b"\xff" * 90,
+    "delimiter": bytes((35 << 1, 1)),
+    "of a vendor": bytes((62 << 1, 1)) + b"\x19\xff\x08" * 30,
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_broken_message_costs_no_picture(message: str, h265: list[bytes], tmp_path: Path) -> None:
+    behind = kind(MESSAGES[message]) in (40, 62)
+    parts = []
+    for part in h265:
+        pair = [part, MESSAGES[message]]
+        parts += pair if behind else pair[::-1] if kind(part) < 32 else [part]
+    shown, tally = seen(tmp_path / "clip.hevc", parts)
+    assert shown == list(range(48)) and not tally.dropped
+
+
+def test_pictures_without_what_they_depend_on_are_refused(h265: list[bytes], tmp_path: Path) -> None:
+    broken = MESSAGES["cut short"]
+    slices = [place for place, part in enumerate(h265) if kind(part) < 32]
+    parts = [part for place, part in enumerate(h265) if place != slices[15]]
+    for sent in (parts, [beside for part in parts for beside in ((broken, part) if kind(part) < 32 else (part,))]):
+        shown, tally = seen(tmp_path / "clip.hevc", sent)
+        assert shown == [*range(15), *range(24, 48)], "up to the next key frame"
+        assert tally.dropped["corrupt"] + tally.dropped["no_key"] == 8
 
 
 # Clocks that lie

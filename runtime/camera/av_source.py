@@ -21,6 +21,7 @@ from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
 from dycoke_edge.runtime.camera.picker import Picker, Picture
+from dycoke_edge.runtime.camera.picture_units import PictureUnits
 from dycoke_edge.runtime.camera.uri import Address
 from dycoke_edge.runtime.container import TEXT
 from dycoke_edge.runtime.pictures import upright
@@ -40,6 +41,7 @@ class AvSource:
         self._picker = Picker(spec, source_id, self._finite, self.tally, clock, self._stop)
         self._container: InputContainer | None = None
         self._reformatter = VideoReformatter()  # one for all frames: one each is never given back (PyAV before 19)
+        self._units: PictureUnits | None = None  # of a live H.265 stream
         self._whole = False  # since the last key frame nothing was lost
         self._hidden: int | None = None  # stamp of a key frame since then that is decoded and not shown
 
@@ -137,6 +139,7 @@ class AvSource:
             stream.codec_context.thread_count = 1
             if stream.codec_context.name == "hevc":  # else it makes up the pictures that others depend on, in grey
                 stream.codec_context.options = {"err_detect": "explode"}
+                self._units = PictureUnits(stream)
         return stream
 
     def _decoded(self, packet: av.Packet[av.VideoStream], stream: av.VideoStream) -> Iterator[Picture]:
@@ -145,7 +148,8 @@ class AvSource:
             self._lose()
             return
         try:
-            frames = packet.decode()
+            whole = [packet] if self._units is None else self._units.of(packet)
+            frames = [frame for part in whole for frame in stream.codec_context.decode(part)]
         except FFmpegError:
             self._lose()
             return
