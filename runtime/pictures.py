@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -159,6 +160,18 @@ def _frames(stream: av.VideoStream, packet: av.Packet[av.VideoStream] | None) ->
         return stream.codec_context.decode(packet)
     except FFmpegError as error:
         raise Contradiction from error
+
+
+def _unnamed(kinds: type[Type], value: int) -> Type:
+    """A kind of side data that FFmpeg knows and PyAV does not, such as EXIF. Without a name for each that a frame holds
+    PyAV gives none of them."""
+    kind = object.__new__(kinds)
+    kind._name_ = f"UNNAMED_{value}"
+    kind._value_ = value  # type: ignore[assignment]
+    return kind
+
+
+Type._missing_ = classmethod(_unnamed)  # type: ignore[assignment,method-assign]
 
 
 def upright(frame: av.VideoFrame, image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@ so that a test can say which frames it got."""
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,6 +14,7 @@ import av
 import av.video.frame
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dycoke_edge.config import Clip
 from dycoke_edge.runtime.video import read_video
@@ -76,6 +78,24 @@ def write_clip(
         out.mux(stream.encode(None))
         if sound is not None:
             write_sound(out, sound, seconds=frames / rate)
+    return path
+
+
+def write_jpegs(path: Path, frames: int = 12, rate: int = 12) -> Path:
+    """Marked frames as JPEGs with an EXIF block each, as cameras write them."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    with av.open(str(path), "w") as out:
+        stream = cast(av.VideoStream, out.add_stream("mjpeg", rate=rate))
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuvj420p"
+        for index in range(frames):
+            buffer = io.BytesIO()
+            Image.fromarray(mark(index)).save(buffer, "JPEG", exif=exif)
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, rate)
+            packet.pts = packet.dts = index
+            packet.is_keyframe = True
+            out.mux(packet)
     return path
 
 

@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 from av.container import InputContainer
+from PIL import Image
 
 from dycoke_edge.config import Clip
 from dycoke_edge.config_camera import ReaderSpec
@@ -453,6 +454,13 @@ def test_probe_says_what_a_file_holds(tmp_path: Path) -> None:
     assert (report.frames, report.pts_breaks, report.pts_missing, report.frames_dropped) == (36, 1, 0, {})
     assert report.pts_largest_step == pytest.approx(37600 - 11 / 12, abs=1e-3)
     assert 0 <= report.seconds_to_open <= report.seconds_to_first_frame
+
+
+def test_probe_of_an_image(tmp_path: Path) -> None:
+    for name in ("a.tif", "a.png", "a.jpg", "a.webp"):
+        Image.fromarray(clips.mark(1)).save(tmp_path / name)
+        report = probe(tmp_path / name)
+        assert (report.width, report.height, report.frames) == (128, 96, 1)
 
 
 def test_probe_of_what_cannot_be_opened(tmp_path: Path) -> None:

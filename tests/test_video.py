@@ -274,6 +274,13 @@ def test_frames_stand_upright(matrix: tuple[int, ...], tmp_path: Path) -> None:
     np.testing.assert_array_equal(turned, TURNS[matrix](straight))
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mov"])
+def test_side_data_that_nobody_asked_for_does_not_matter(suffix: str, tmp_path: Path) -> None:
+    path = clips.write_jpegs(tmp_path / f"exif{suffix}")
+    assert marks(path) == list(range(12))
+    assert clips.read_marks(np.stack([frame.image for frame in _source(path)])) == list(range(12))
+
+
 def test_a_quarter_turn_is_the_one_ffmpeg_means(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     path = clips.turned(clips.write_clip(tmp_path / "r.mp4", codec="mpeg4"), (0, 1, -1, 0))

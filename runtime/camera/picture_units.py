@@ -22,4 +22,4 @@ class PictureUnits:
 
     def of(self, packet: av.Packet[av.VideoStream]) -> list[av.Packet[av.VideoStream]]:
         """The packet without messages; none if there is nothing else in it. The last one, which is empty, stays."""
-        return self._filter.filter(packet) if packet.size else [packet]  # type: ignore[return-value]
+        return self._filter.filter(packet) if packet.size else [packet]
