@@ -25,6 +25,8 @@ from dycoke_edge.errors import InputError
 HEAD = 32  # B-frames are reordered by 16 at most, so these packets hold the frame shown first
 TEXT = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg plays any .txt as a film of letters
 BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx"))
+CHUNKS = (b"LIST", b"JUNK", b"idx1")  # of an AVI, on the outside
+SLACK = 16  # bytes; a frame that is cut short is found by its own size
 MOST_PIXELS = 36_000_000  # of a picture, a little over 8K: a few kilobytes can claim to be far more
 REPAIR = "copy or record it again, or convert it with ffmpeg"
 
@@ -204,9 +206,8 @@ def declared(path: Path) -> int:
         head = file.read(4096)
         if head[4:8] in BOXES:
             return _boxes(file)
-    if head.startswith(b"RIFF"):
-        size = int.from_bytes(head[4:8], "little")
-        return size + 8 if size < 0xFFFFFFFF else 0
+        if head.startswith(b"RIFF"):
+            return _frames_end(file) - SLACK
     at = head.find(b"\x18\x53\x80\x67") + 4
     return _segment(head, at) if head.startswith(b"\x1a\x45\xdf\xa3") and at >= 4 else 0
 
@@ -221,6 +222,22 @@ def _boxes(file: BinaryIO) -> int:
         size = int.from_bytes(head[:4], "big")
         end += size if size != 1 else int.from_bytes(head[8:], "big")
         if size == 0:
+            return end
+
+
+def _frames_end(file: BinaryIO) -> int:
+    """Where the last list of frames of an AVI ends. The size of the whole is often wrong by some bytes."""
+    at = end = 0
+    while True:
+        file.seek(at)
+        head = file.read(12)
+        size = int.from_bytes(head[4:8], "little")
+        if head[:4] == b"RIFF":
+            at += 12
+        elif head[:4] in CHUNKS and size < 0xFFFFFFFF:
+            at += 8 + size + size % 2
+            end = at if head[8:] == b"movi" else end
+        else:
             return end
 
 

@@ -56,6 +56,9 @@ def frames(source: Source) -> Iterator[Frame]:
     [
         ("rtsp://u:p@ss@cam:554/live", "rtsp", "rtsp://u:p@ss@cam:554/live"),
         ("RTSPS://cam/live", "rtsp", "RTSPS://cam/live"),
+        ("rtsp://u:1%23p@cam:554/a@b#c", "rtsp", "rtsp://u:1%23p@cam:554/a@b#c"),
+        ("rtsp://10.0.0.5:554/user=a&password=b@c", "rtsp", "rtsp://10.0.0.5:554/user=a&password=b@c"),
+        ("rtsp://cam/a@b", "rtsp", "rtsp://cam/a@b"),
         ("file:///data/a%20b.mp4", "file", "/data/a b.mp4"),
         ("data/clip:1.mp4", "file", "data/clip:1.mp4"),
         (Path("/data/clip.mp4"), "file", "/data/clip.mp4"),
@@ -83,6 +86,13 @@ def test_uris(uri: str | int | Path, kind: str, target: str) -> None:
         ("rtsp://cam:99999/live", "port"),
         ("rtsp://u:p/w@cam/live", "%2F"),
         ("rtsp://[::1/live", "host"),
+        ("rtsp://admin:12#p w@cam/live", "%20"),
+        ("rtsp://admin:1234#secret@cam/live", "%23"),
+        ("rtsp://admin:1234#secret@10.0.0.5:554/live", "%23"),
+        ("rtsp://10.0.0.5:12#secret@cam/live", "%23"),
+        ("rtsp://admin#secret@cam/live", "%23"),
+        ("rtsp://admin:12/secret@cam/live", "%2F"),
+        ("rtsp://admin:12?secret@cam/live", "%3F"),
         ("rtsp://u:p w@cam/live", "%20"),
         ("test://?frames=3", "frames"),
         ("test://?fps=0", "fps"),
@@ -97,6 +107,7 @@ def test_uris_that_nobody_understands(uri: str | int, word: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_uri(uri)
     assert word in str(caught.value) and "\n" not in str(caught.value) and "p w@" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_pipelines_only_where_allowed() -> None:
@@ -153,6 +164,12 @@ def test_a_turned_recording_is_upright(tmp_path: Path) -> None:
     path = clips.turned(write_clip(tmp_path / "clip.mp4"), (0, 1, -1, 0))
     wanted = read_video(path, Clip(fps=3), SIZE)
     assert np.array_equal([frame.image for frame in read(path, fps=3)], wanted.pixels)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")
+    with pytest.raises(SourceError, match="is a pipe; write it to a file first"):
+        read(tmp_path / "clip.mp4")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,78 @@ def test_damage_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = complaint(InputError, path, num_frames=60)
     assert "breaks at" in text and "--end" in text
     assert marks(path, num_frames=99, end=1) == list(range(12))
+
+
+# Pipes, addresses
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")  # nobody writes to it
+    assert "is a pipe" in complaint(InputError, tmp_path / "clip.mp4")
+    ours, theirs = os.pipe()
+    try:
+        with pytest.raises(InputError, match="is a pipe, and its beginning is needed twice; write it to a file"):
+            open_visual(f"/dev/fd/{ours}", Clip(), SIZE)
+        with pytest.raises(InputError, match="is a pipe"):
+            read_image(f"/dev/fd/{ours}", SIZE)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "is a device" in complaint(InputError, Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("address", ["rtsp://admin:secret@cam/live", "https://host/secret.mp4", "RTSPS://h/secret"])
+def test_an_address_is_no_file(address: str) -> None:
+    for given in (address, Path(address)):
+        with pytest.raises(InputError) as caught:
+            open_visual(given, Clip(), SIZE)
+        assert "--video takes a file" in str(caught.value) and "watch or ask" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+# Animations, and sizes that are wrong
+
+
+@pytest.mark.parametrize("name", ["clip.webp", "clip.png"])
+def test_animations_that_pillow_plays(name: str, tmp_path: Path) -> None:
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(12)]
+    lengths = [125] * 3 + [1000] + [0] * 4 + [125] * 4  # milliseconds; 0 is 100, as browsers show it
+    drawn[0].save(tmp_path / name, save_all=True, append_images=drawn[1:], duration=lengths, lossless=True)
+    times = np.cumsum([0.0] + [length / 1000 or 0.1 for length in lengths])
+    frames = open_visual(tmp_path / name, Clip(num_frames=99), SIZE)
+    assert clips.read_marks(frames.pixels) == list(range(12))
+    np.testing.assert_allclose(frames.times, times[:-1])
+    assert clips.read_marks(open_visual(tmp_path / name, Clip(num_frames=3), SIZE).pixels) == [0, 4, 8]
+    assert clips.read_marks(open_visual(tmp_path / name, Clip(fps=2), SIZE).pixels) == [0, 3, 5, 9]
+    assert clips.read_marks(open_visual(tmp_path / name, Clip(start=0.2, end=1.6), SIZE).pixels) == [2, 3, 4, 5, 6]
+    with pytest.raises(UsageError, match="--start"):
+        open_visual(tmp_path / name, Clip(start=9), SIZE)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_visual(clips.cut(tmp_path / name, 0.6), Clip(num_frames=99), SIZE)
+
+
+def test_the_picture_for_programs_that_know_no_animations_is_none(tmp_path: Path) -> None:
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(4)]
+    drawn[0].save(tmp_path / "a.png", save_all=True, append_images=drawn[1:], duration=100, default_image=True)
+    assert clips.read_marks(open_visual(tmp_path / "a.png", Clip(), SIZE).pixels) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("off", [-8, -1, 1, 2, 8])
+def test_a_riff_size_that_is_off_by_some_bytes_is_no_damage(off: int, tmp_path: Path) -> None:
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(3)]
+    drawn[0].save(tmp_path / "still.webp", lossless=True)
+    drawn[0].save(tmp_path / "a.webp", save_all=True, append_images=drawn[1:], lossless=True)
+    for path, frames in (
+        (clips.cfr(tmp_path, "mpeg4-avi"), 24),
+        (clips.write_jpegs(tmp_path / "exif.avi"), 12),
+        (tmp_path / "still.webp", 1),
+        (tmp_path / "a.webp", 3),
+    ):
+        data = bytearray(path.read_bytes())
+        data[4:8] = (int.from_bytes(data[4:8], "little") + off).to_bytes(4, "little")
+        path.write_bytes(data)
+        shown = open_visual(path, Clip(num_frames=99), SIZE)
+        assert clips.read_marks(shown.pixels) == list(range(frames))
 
 
 def test_start_behind_the_end(made: Callable[[str], Path]) -> None:

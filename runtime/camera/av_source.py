@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -106,6 +107,8 @@ class AvSource:
 
     def _opened(self) -> InputContainer:
         kind, target = self._address.kind, self._address.target
+        if kind == "file" and Path(target).is_fifo():
+            raise SourceError("unreadable", f"{self._address.shown} is a pipe; write it to a file first")
         if kind == "file":
             # Without "file:" a colon in the name would be taken for a protocol, and without the option a step back for
             # stamps that ran over, a day ahead.

@@ -18,15 +18,15 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
+from dycoke_edge.runtime import images
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
-from dycoke_edge.runtime.video import IMAGES, open_visual, read_image
+from dycoke_edge.runtime.video import open_visual, read_image
 
 Frames = NDArray[np.uint8]
 Kind = Literal["video", "image"]
@@ -126,21 +126,14 @@ def from_data_url(url: str) -> bytes:
 
 def check_image(path: Path, max_pixels: int) -> None:
     """Refuse a picture by what its header says."""
-    Image.init()
-    try:
-        with Image.open(path, formats=[name for name in IMAGES if name in Image.OPEN]) as image:
-            width, height = image.size
-    except UnidentifiedImageError:
-        raise InputError("not an image; give a JPEG, PNG or WebP file") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"more than {max_pixels} pixels; give a smaller picture") from None
-    except (OSError, SyntaxError, ValueError):
-        return  # damaged: the reader says it better
-    _check_pixels(width, height, max_pixels)
+    with images.opened(path, "--image") as image:
+        _check_pixels(*image.size, max_pixels)
 
 
 def check_video(path: Path, spec: ServeSpec) -> float:
     """Refuse a video by its header and packets, without decoding any. Returns its seconds, 0 if they are unknown."""
+    if images.kind(path) == "animation":
+        return _check_animation(path, spec)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(spec.max_pixels)}
     try:
         with av.open(f"file:{path}", options=options) as container:
@@ -157,6 +150,17 @@ def check_video(path: Path, spec: ServeSpec) -> float:
         raise InputError("cannot be read as a video; give MP4, WebM, Matroska, AVI or MPEG") from None
 
 
+def _check_animation(path: Path, spec: ServeSpec) -> float:
+    """`check_video` of what Pillow plays: its frames must be decoded to know how long they last."""
+    with images.opened(path, "--video") as image:
+        _check_pixels(*image.size, spec.max_pixels)
+        count = getattr(image, "n_frames", 1)
+        _check_work(count, *image.size)
+        seconds = float(images.times(image)[-1])
+        _check_seconds(seconds, spec)
+        return seconds
+
+
 def _seconds(stream: av.VideoStream, stamps: list[int], count: int) -> float:
     base, rate = stream.time_base, float(stream.average_rate or 25)
     span = float((max(stamps) - min(stamps)) * base) if stamps and base else 0.0
@@ -164,10 +168,18 @@ def _seconds(stream: av.VideoStream, stamps: list[int], count: int) -> float:
 
 
 def _check_length(stream: av.VideoStream, count: int, seconds: float, spec: ServeSpec) -> None:
+    _check_seconds(seconds, spec)
+    _check_work(count, stream.width, stream.height)
+
+
+def _check_seconds(seconds: float, spec: ServeSpec) -> None:
     if seconds > spec.max_video_s:
         raise InputError(f"{seconds:.0f} s long; at most {spec.max_video_s:g} s, cut it")
-    if count > PACKETS or count * stream.width * stream.height > DECODED_PIXELS:
-        raise InputError(f"{count} or more frames of {stream.width} x {stream.height}; give a shorter or smaller video")
+
+
+def _check_work(count: int, width: int, height: int) -> None:
+    if count > PACKETS or count * width * height > DECODED_PIXELS:
+        raise InputError(f"{count} or more frames of {width} x {height}; give a shorter or smaller video")
 
 
 def _check_pixels(width: int, height: int, most: int) -> None:
