@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     p = command(commands, "run", run, "ask a question about a video, an image, or nothing")
     p.add_argument("bundle", type=Path, metavar="BUNDLE")
-    p.add_argument("--video", action="append", metavar="CLIP", help="any file FFmpeg reads")
+    p.add_argument("--video", action="append", metavar="CLIP", help="any file FFmpeg reads, or an animated WebP or PNG")
     p.add_argument("--image", action="append", metavar="FILE", help="a picture instead of a video")
     p.add_argument("--prompt", required=True, metavar="TEXT", help="the question; <video> in it places the frames")
     p.add_argument("--json", action="store_true", help="print one JSON object with the answer and its statistics")

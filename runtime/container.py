@@ -21,13 +21,13 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from dycoke_edge.errors import InputError
+from dycoke_edge.runtime.budget import check_passes, check_size
 
 HEAD = 32  # B-frames are reordered by 16 at most, so these packets hold the frame shown first
 TEXT = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg plays any .txt as a film of letters
 BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx"))
 CHUNKS = (b"LIST", b"JUNK", b"idx1")  # of an AVI, on the outside
 SLACK = 16  # bytes; a frame that is cut short is found by its own size
-MOST_PIXELS = 36_000_000  # of a picture, a little over 8K: a few kilobytes can claim to be far more
 REPAIR = "copy or record it again, or convert it with ffmpeg"
 
 
@@ -59,18 +59,19 @@ class Index:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """The file and its main video stream. Raises InputError for everything FFmpeg cannot read."""
+def opened(path: Path, most: int) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """The file and its main video stream, whose decoder takes pictures of `most` pixels: a few kilobytes can claim to
+    be of far more. Raises InputError for everything FFmpeg cannot read."""
     try:
         # Without "file:" a colon in the name would be taken for a protocol.
-        with av.open(f"file:{path}", options={"max_pixels": str(MOST_PIXELS)}) as container:
-            yield container, _picture(path, container)
+        with av.open(f"file:{path}", options={"max_pixels": str(most)}) as container:
+            yield container, _picture(path, container, most)
     except (FFmpegError, OSError) as error:
         reason = " ".join((error.strerror or str(error)).split())
         raise InputError(f"{path} (--video) cannot be read as a video ({reason}); {REPAIR}") from error
 
 
-def _picture(path: Path, container: InputContainer) -> av.VideoStream:
+def _picture(path: Path, container: InputContainer, most: int) -> av.VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
         raise InputError(f"{path} (--video) has no video stream; give a file with moving pictures")
@@ -78,13 +79,16 @@ def _picture(path: Path, container: InputContainer) -> av.VideoStream:
         raise InputError(f"{path} (--video) is text, not a video; give a video file")
     if stream.codec_context is None:
         raise InputError(f"{path} (--video) uses a codec this FFmpeg cannot decode; convert it to H.264")
-    if stream.width * stream.height > MOST_PIXELS:
-        raise InputError(
-            f"{path} (--video) is {stream.width} x {stream.height}, too large; scale it to 7680 x 4320 or less"
-        )
+    check_size(f"{path} (--video)", stream.width, stream.height, most)
     stream.thread_type = "AUTO"
-    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # the size may change on the way
+    stream.codec_context.options = {"max_pixels": str(most)}  # the size may change on the way
     return stream
+
+
+def check_packet(path: Path, stream: av.VideoStream, packet: av.Packet[av.VideoStream], most: int) -> None:
+    """Raises TooLarge for a packet that takes far longer to decode than it is large."""
+    if stream.codec_context.name == "mjpeg" and packet.size:
+        check_passes(f"{path} (--video)", bytes(packet), most)
 
 
 def empty(path: Path) -> InputError:
@@ -108,11 +112,11 @@ def seconds(stream: av.VideoStream, ticks: NDArray[np.int64]) -> NDArray[np.floa
     return ticks * base.numerator / base.denominator
 
 
-def scan(path: Path, start: float = 0.0, end: float | None = None, seek: bool = True) -> Index | None:
+def scan(path: Path, most: int, start: float = 0.0, end: float | None = None, seek: bool = True) -> Index | None:
     """The frames shown in [start, end) seconds, and some around them, from the packets alone.
     None if they carry no usable time stamps. Raises InputError for a file that is unreadable,
     without frames or cut short before `end`."""
-    with opened(path) as (container, stream):
+    with opened(path, most) as (container, stream):
         base = stream.time_base
         if base is None or (container.format.name == "avi" and stream.codec_context.has_b_frames):
             return None  # AVI has room for decoding times only
@@ -122,7 +126,7 @@ def scan(path: Path, start: float = 0.0, end: float | None = None, seek: bool = 
         seek = seek and start > 0 and _straight(container, stream)
         target = zero + int(start / base) if seek and zero is not None else None
         if target is not None and not _jump(container, stream, target, listed):
-            return scan(path, start, end, seek=False)
+            return scan(path, most, start, end, seek=False)
         limit = None if end is None or zero is None else zero + end / base
         whole = _read(_stamps(container, stream) if target is not None else stamps, listed, limit)
         if not listed:

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from dycoke_edge.errors import DycokeEdgeError, InputError
+from dycoke_edge.runtime.budget import TooLarge, check_passes, check_size
 
 # Named one by one: Pillow takes MPEG streams for images too, and runs a program for EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
+JPEGS = ("JPEG", "MPO")
 PLAYED = ("PNG", "WEBP")  # animations of these
 FILMS = ("GIF", "AVIF")  # FFmpeg plays these
 ROWS = (".mjpeg", ".mjpg")  # JPEGs in a row, which by content are the first of them
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
+BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises
 SLACK = 16  # bytes
 SHORTEST = 0.01  # seconds; what is shown for no longer is shown for USUAL, as browsers do
 USUAL = 0.1
@@ -32,18 +34,23 @@ class NoImage(InputError):
 
 
 @contextmanager
-def opened(path: Path, option: str) -> Iterator[Image.Image]:
+def opened(path: Path, option: str, most: int) -> Iterator[Image.Image]:
     """The image, its pixels not yet decoded. Raises NoImage if it is none, InputError if it is damaged, then or while
-    it is used."""
+    it is used, or has more than `most` pixels."""
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # a Pillow may be built without some
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with path.open("rb") as file, Image.open(_sized(file), formats=formats) as image:
+                check_size(f"{path} ({option})", image.width, image.height, most)
+                if image.format in JPEGS:
+                    check_passes(f"{path} ({option})", path.read_bytes(), most)
                 yield image
     except UnidentifiedImageError as error:
         raise NoImage(f"{path} ({option}) is not an image; give a JPEG, PNG or WebP file") from error
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"{path} ({option}) has more than {most} pixels; scale it down") from error
     except BROKEN as error:
         if isinstance(error, DycokeEdgeError):
             raise
@@ -51,17 +58,20 @@ def opened(path: Path, option: str) -> Iterator[Image.Image]:
         raise InputError(f"{path} ({option}) cannot be read ({reason}); copy it again or save it as JPEG") from error
 
 
-def kind(path: Path) -> Literal["image", "animation", "video"]:
-    """What a file is by its content: an image, an animation that Pillow plays, or what FFmpeg may know."""
+def kind(path: Path, most: int) -> Literal["image", "animation", "video"]:
+    """What a file is by its content: an image, an animation that Pillow plays, or what FFmpeg may know. Raises
+    TooLarge."""
     if path.suffix.lower() in ROWS:
         return "video"
     try:
-        with opened(path, "--video") as image:
+        with opened(path, "--video", most) as image:
             if image.format not in (*PLAYED, *FILMS) or getattr(image, "n_frames", 1) == 1:
                 return "image"
             return "animation" if image.format in PLAYED else "video"
     except NoImage:
         return "video"
+    except TooLarge:
+        raise
     except InputError:
         return "image"  # which `read_image` will complain of
 

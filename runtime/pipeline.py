@@ -186,7 +186,9 @@ class VideoLLM:
         reading(0, int(image is not None))
         if isinstance(image, np.ndarray):
             return resize(_as_frames(image, "image", 3)[None], size)
-        return np.empty((0, size, size, 3), np.uint8) if image is None else read_image(image, size).pixels
+        if image is None:
+            return np.empty((0, size, size, 3), np.uint8)
+        return read_image(image, size, clip.max_pixels).pixels
 
     def _check_fits(self, num_text: int, num_frames: int, compression: Compression, sampling: Sampling) -> None:
         """Refuse before the expensive part what cannot fit the KV buffer or the model's positions."""

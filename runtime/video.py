@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dycoke_edge.config import Clip
+from dycoke_edge.config import MOST_PIXELS, Clip
 from dycoke_edge.errors import InputError, UsageError
 from dycoke_edge.runtime import images
 from dycoke_edge.runtime.container import Index, scan
@@ -58,13 +58,13 @@ def read_video(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progr
     UsageError for a start behind the end, InputError for a file that cannot be read or is
     damaged where it is needed. An `end` behind the end of the video means all of it."""
     path = _file(path, "--video")
-    index = scan(path, clip.start, clip.end)
+    index = scan(path, clip.max_pixels, clip.start, clip.end)
     if index is not None:
         try:
             return _take(path, index, clip, size, on_frame)
         except Contradiction:
             pass  # decoding shows better what there is
-    return _take(path, count(path, clip.end), clip, size, on_frame)
+    return _take(path, count(path, clip.end, clip.max_pixels), clip, size, on_frame)
 
 
 def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | None) -> Frames:
@@ -72,7 +72,7 @@ def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | 
     if on_frame is not None:
         on_frame(0, len(chosen))
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
-    for place, frame in enumerate(decode(path, index, chosen)):
+    for place, frame in enumerate(decode(path, index, chosen, clip.max_pixels)):
         image = Image.fromarray(frame.to_ndarray(format="rgb24"))
         pixels[place] = np.asarray(upright(frame, _scaled(image, size)))
         if on_frame is not None:
@@ -95,11 +95,11 @@ def _choose(path: Path, index: Index, clip: Clip) -> NDArray[np.int64]:
     return inside[sample_fps(index.times[inside], clip.fps, clip.start, end)]
 
 
-def read_image(path: str | PathLike[str], size: int) -> Frames:
+def read_image(path: str | PathLike[str], size: int, max_pixels: int = MOST_PIXELS) -> Frames:
     """Reads an image as a clip of one frame at time 0, turned as its EXIF data say, resized to
-    `size` x `size`. Raises InputError for a file that is not an image or is damaged."""
+    `size` x `size`. Raises InputError for a file that is not an image, is damaged or has more than `max_pixels`."""
     path = _file(path, "--image")
-    with images.opened(path, "--image") as image:
+    with images.opened(path, "--image", max_pixels) as image:
         upright_image = ImageOps.exif_transpose(image)
         pixels = np.asarray(_scaled(images.rgb(upright_image), size))
     return Frames(pixels[None].copy(), np.zeros(1))
@@ -108,7 +108,7 @@ def read_image(path: str | PathLike[str], size: int) -> Frames:
 def read_animation(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progress | None = None) -> Frames:
     """As `read_video`, of an animated WebP or PNG."""
     path = _file(path, "--video")
-    with images.opened(path, "--video") as image:
+    with images.opened(path, "--video", clip.max_pixels) as image:
         times = images.times(image)
         chosen = _choose(path, Index(times[:-1], float(times[-1])), clip)
         wanted = set(chosen.tolist())
@@ -124,9 +124,9 @@ def read_animation(path: str | PathLike[str], clip: Clip, size: int, on_frame: P
 def open_visual(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progress | None = None) -> Frames:
     """`read_image`, `read_animation` or `read_video`, whichever the content calls for. Raises what they raise."""
     path = _file(path, "--video")
-    match images.kind(path):
+    match images.kind(path, clip.max_pixels):
         case "image":
-            return read_image(path, size)
+            return read_image(path, size, clip.max_pixels)
         case "animation":
             return read_animation(path, clip, size, on_frame)
         case "video":

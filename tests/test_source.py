@@ -461,6 +461,23 @@ def test_without_the_bindings_the_error_says_what_to_install() -> None:
     assert done.returncode == 1 and "python3-gst-1.0" in done.stderr.splitlines()[-1]
 
 
+# Pixels
+
+
+def test_a_source_decodes_no_picture_of_too_many_pixels(tmp_path: Path) -> None:
+    parts = [write_clip(tmp_path / f"{width}.h264", size=(width, 96), frames=4) for width in (128, 256)]
+    both = tmp_path / "both.h264"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(read(both)) == 8
+    source = open_source(both, ReaderSpec(max_pixels=128 * 96))
+    assert {frame.image.shape for frame in frames(source)} == {(96, 128, 3)}
+    assert source.tally.dropped["corrupt"] >= 1
+    Image.new("L", (640, 480)).save(tmp_path / "a.jpg")
+    for path in (parts[1], tmp_path / "a.jpg", clips.cfr(tmp_path, "h264-mp4", size=(256, 96))):
+        with pytest.raises(SourceError, match="max_pixels"):
+            read(path, max_pixels=128 * 96)
+
+
 # Probe
 
 

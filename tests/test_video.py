@@ -225,9 +225,9 @@ def test_packets_that_promise_frames_the_decoder_does_not_give(
     calls: list[Path] = []
     count = pictures.count
 
-    def counting(path: Path, end: float | None = None) -> Index:
+    def counting(path: Path, end: float | None, most: int) -> Index:
         calls.append(path)
-        return count(path, end)
+        return count(path, end, most)
 
     monkeypatch.setattr(video, "count", counting)
     path = made("h264-refresh")  # its "keyframes" show nothing until a few frames later

@@ -23,6 +23,7 @@ from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
 from dycoke_edge.runtime import images
+from dycoke_edge.runtime.budget import check_size
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
@@ -56,8 +57,7 @@ class Media:
     def image(self, url: str) -> Frames:
         """uint8 [R, R, 3] of an image_url. Raises UsageError or InputError."""
         with self._at(url, "image_url") as path:
-            check_image(path, self._spec.max_pixels)
-            return cast(Frames, read_image(path, self._size).pixels[0])
+            return cast(Frames, read_image(path, self._size, self._spec.max_pixels).pixels[0])
 
     def video(self, url: str, wanted: Wanted) -> Frames:
         """uint8 [F, R, R, 3] of a video_url, F at least 1. Raises UsageError or InputError."""
@@ -75,12 +75,13 @@ class Media:
 
     def _clip(self, wanted: Wanted, seconds: float) -> Clip:
         most, usual = self._spec.max_frames, Clip().num_frames
+        pixels = self._spec.max_pixels
         if wanted.fps is None:
-            return Clip(num_frames=min(most, wanted.num_frames or usual))
+            return Clip(num_frames=min(most, wanted.num_frames or usual), max_pixels=pixels)
         fps = min(wanted.fps, self._spec.max_fps)
         if fps * seconds > min(most, wanted.num_frames or most) or fps < 1e-3:
-            return Clip(num_frames=min(most, wanted.num_frames or most))
-        return Clip(fps=fps)
+            return Clip(num_frames=min(most, wanted.num_frames or most), max_pixels=pixels)
+        return Clip(fps=fps, max_pixels=pixels)
 
     @contextmanager
     def _at(self, url: str, key: str) -> Iterator[Path]:
@@ -124,15 +125,9 @@ def from_data_url(url: str) -> bytes:
         raise UsageError("the base64 of this data URL is damaged; encode it again") from None
 
 
-def check_image(path: Path, max_pixels: int) -> None:
-    """Refuse a picture by what its header says."""
-    with images.opened(path, "--image") as image:
-        _check_pixels(*image.size, max_pixels)
-
-
 def check_video(path: Path, spec: ServeSpec) -> float:
     """Refuse a video by its header and packets, without decoding any. Returns its seconds, 0 if they are unknown."""
-    if images.kind(path) == "animation":
+    if images.kind(path, spec.max_pixels) == "animation":
         return _check_animation(path, spec)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(spec.max_pixels)}
     try:
@@ -140,7 +135,7 @@ def check_video(path: Path, spec: ServeSpec) -> float:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise InputError("no video stream; give a file with moving pictures")
-            _check_pixels(stream.width, stream.height, spec.max_pixels)
+            check_size("it", stream.width, stream.height, spec.max_pixels)
             packets = islice((packet for packet in container.demux(stream) if packet.size), PACKETS + 1)
             stamps = [packet.pts for packet in packets]
             seconds = _seconds(stream, [stamp for stamp in stamps if stamp is not None], len(stamps))
@@ -152,8 +147,7 @@ def check_video(path: Path, spec: ServeSpec) -> float:
 
 def _check_animation(path: Path, spec: ServeSpec) -> float:
     """`check_video` of what Pillow plays: its frames must be decoded to know how long they last."""
-    with images.opened(path, "--video") as image:
-        _check_pixels(*image.size, spec.max_pixels)
+    with images.opened(path, "--video", spec.max_pixels) as image:
         count = getattr(image, "n_frames", 1)
         _check_work(count, *image.size)
         seconds = float(images.times(image)[-1])
@@ -180,8 +174,3 @@ def _check_seconds(seconds: float, spec: ServeSpec) -> None:
 def _check_work(count: int, width: int, height: int) -> None:
     if count > PACKETS or count * width * height > DECODED_PIXELS:
         raise InputError(f"{count} or more frames of {width} x {height}; give a shorter or smaller video")
-
-
-def _check_pixels(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise InputError(f"{width} x {height} pixels; at most {most} in all, scale it down")
