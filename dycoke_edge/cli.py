@@ -85,7 +85,7 @@ def make_parser() -> Parser:
         ),
     )
     add_bundle(p)
-    p.add_argument("--video", action="append", metavar="CLIP", help="any file FFmpeg reads")
+    p.add_argument("--video", action="append", metavar="CLIP", help="any file FFmpeg reads, or an animated WebP or PNG")
     p.add_argument(
         "--image",
         action="append",

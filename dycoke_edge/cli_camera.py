@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CAMERA = ("fps", "window_s", "every_s", "max_new_tokens", "realtime")
 RULE = ("threshold", "clear_threshold", "min_mass", "consecutive", "cooldown_s", "update_s")
-READING = ("open_timeout", "read_timeout", "stall_timeout", "transport", "allow_gst")
+READING = ("open_timeout", "read_timeout", "stall_timeout", "max_pixels", "transport", "allow_gst")
 LIVE = ("gate_threshold", "scene_cut", "max_question_tokens")
 URI = f"rtsp:// rtsps:// v4l2:// csi:// test:// or the path of a video file; {HELP}"
 
@@ -124,7 +124,8 @@ def ask(args: argparse.Namespace) -> None:
     with installed("ask", "dycoke-edge", EngineError):
         from dycoke_edge.runtime.camera.uri import parse_uri
         from dycoke_edge.runtime.pipeline import VideoLLM
-    sampling, compression, clip = take(args, Sampling), _compression(args), take(args, Clip, ("num_frames", "fps"))
+    sampling, compression = take(args, Sampling), _compression(args)
+    clip = take(args, Clip, ("num_frames", "fps", "max_pixels"))
     uri, engine = fill(args.uri), take(args, EngineSpec)
     address = parse_uri(uri)
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(engine))

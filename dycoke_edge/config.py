@@ -23,6 +23,7 @@ Seeing = Literal["kernels", "graph"]
 BUDGET = 0.25  # of mode coverage
 RATIO = 0.7  # the paper's K
 PRUNE = {"coverage": 0.5, "paper": 0.7, "official": 0.7}
+MOST_PIXELS = 36_000_000  # a little over 8K
 SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so that its scratch memory stays bounded
 
 
@@ -253,6 +254,7 @@ class Clip(Options):
     fps: float | None = option(None, "frames a second, instead of --num-frames", 1e-3, 1000)
     start: float = option(0.0, "where to begin, in seconds", 0)
     end: float | None = option(None, "where to stop, in seconds", 0)
+    max_pixels: int = option(MOST_PIXELS, "most pixels (width x height) of a picture that is decoded", 1, 2**28)
 
     def __post_init__(self) -> None:
         super().__post_init__()

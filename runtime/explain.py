@@ -56,7 +56,7 @@ def open_shown(video: str | None, image: str | None, clip: Clip) -> Shown:
     """The frames that were asked about, read again, large enough to look at."""
     if video is None:
         assert image is not None, "there is something to show"
-        picture = read_image(image, SHARP)
+        picture = read_image(image, SHARP, clip.max_pixels)
         return Shown(picture.pixels, picture.shape, None)
     frames = open_visual(video, clip, SHARP)
     return Shown(frames.pixels, frames.shape, frames.times)

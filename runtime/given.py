@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from dycoke_edge.config import MOST_PIXELS
 from dycoke_edge.errors import UsageError
-from dycoke_edge.runtime.video import read_image, resize, rgb
+from dycoke_edge.runtime.images import rgb
+from dycoke_edge.runtime.video import read_image, resize
 
 Picture = NDArray[np.uint8] | Image.Image  # uint8 [H, W, 3], or any PIL image
 Frames = NDArray[np.uint8] | Sequence[Picture | str | PathLike[str]]  # uint8 [F, H, W, 3], or a list
@@ -43,14 +45,15 @@ def as_picture(picture: Any, name: str = "image") -> Picture:
     raise UsageError(f"{name} is a {type(picture).__name__}; give a path, {WANTED}")
 
 
-def scaled(pictures: Iterable[Any], size: int) -> NDArray[np.uint8]:
-    """uint8 [F, size, size, 3] of what the functions above let through, each of a size of its own."""
-    return np.stack([_scaled(picture, size) for picture in pictures])
+def scaled(pictures: Iterable[Any], size: int, max_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
+    """uint8 [F, size, size, 3] of what the functions above let through, each of a size of its own. InputError for a
+    file with more than `max_pixels`."""
+    return np.stack([_scaled(picture, size, max_pixels) for picture in pictures])
 
 
-def _scaled(picture: Any, size: int) -> NDArray[np.uint8]:
+def _scaled(picture: Any, size: int, max_pixels: int) -> NDArray[np.uint8]:
     if isinstance(picture, (str, PathLike)):
-        pixels: NDArray[np.uint8] = read_image(picture, size).pixels[0]
+        pixels: NDArray[np.uint8] = read_image(picture, size, max_pixels).pixels[0]
         return pixels
     if isinstance(picture, Image.Image):
         picture = np.asarray(rgb(ImageOps.exif_transpose(picture)))

@@ -229,12 +229,12 @@ class VideoLLM:
         if video is not None:
             frames = as_clip(video)
             reading(0, len(frames))
-            return scaled(frames, size)
+            return scaled(frames, size, clip.max_pixels)
         reading(0, int(image is not None))
         if image is None:
             return np.empty((0, size, size, 3), np.uint8)
         if isinstance(image, (str, PathLike)):
-            return read_image(image, size).pixels
+            return read_image(image, size, clip.max_pixels).pixels
         return scaled([as_picture(image)], size)
 
     def _check_fits(self, num_text: int, num_frames: int, compression: Compression, sampling: Sampling) -> None:

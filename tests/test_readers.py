@@ -128,7 +128,7 @@ def test_errors_are_those_of_this_process(reader: Reader, url: str) -> None:
     for name, arguments in (("image", (url,)), ("video", (url, Wanted()))):
         with pytest.raises((UsageError, InputError)) as wanted:
             getattr(here, name)(*arguments)
-        with pytest.raises(type(wanted.value)) as found:
+        with pytest.raises(UsageError if isinstance(wanted.value, UsageError) else InputError) as found:
             reader.read(name, arguments, 60.0)
         assert str(found.value) == str(wanted.value)
 
@@ -258,7 +258,6 @@ FULL = "import sys; fd, *sys.path = sys.argv[1:]; from tests.full import main; m
         ("NamedTemporaryFile", "Full", "No space left on device"),
         ("NamedTemporaryFile", "no_folder", "No usable"),
         ("read_image", "no_quota", "Disk quota exceeded"),
-        ("check_image", "no_quota", "Disk quota exceeded"),
     ],
 )
 def test_a_full_disk_is_no_fault_of_the_request(

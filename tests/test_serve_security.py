@@ -20,7 +20,6 @@ from PIL import Image
 
 from dycoke_edge import InputError, UsageError, VideoLLM
 from dycoke_edge.config_serve import ServeSpec
-from dycoke_edge.runtime import container
 from dycoke_edge.runtime.repetition import Repetition
 from dycoke_edge.runtime.serve import bodies, media
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
@@ -248,15 +247,27 @@ def test_bombs_are_refused_before_they_are_decoded(served: Served, tmp_path: Pat
     assert "at most 10 s" in error(served.ask(video(data_url(long)), text()), 400)["message"]
 
 
-def test_a_picture_that_grows_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_grows_on_the_way(served: Served, tmp_path: Path) -> None:
     small = clips.write_clip(tmp_path / "small.h264", size=(64, 48), frames=4)
     large = clips.write_clip(tmp_path / "large.h264", size=(640, 480), frames=4)
     both = tmp_path / "both.h264"
     both.write_bytes(small.read_bytes() + large.read_bytes())
     assert len(clips.marks(both)) == 8
-    monkeypatch.setattr(container, "MOST_PIXELS", 10_000)
-    with pytest.raises(ValueError, match=r"damaged|cannot be read"):
-        clips.marks(both)
+    with pytest.raises(InputError, match=r"damaged|cannot be read"):
+        clips.marks(both, max_pixels=10_000)
+    assert "damaged" in error(served.ask(video(data_url(both)), text()), 400)["message"]  # 40,000 are allowed
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_an_animation_is_a_video(served: Served, kind: str, tmp_path: Path) -> None:
+    path, drawn = tmp_path / "clip.bin", [Image.fromarray(clips.mark(k)) for k in range(6)]
+    drawn[0].save(path, kind, save_all=True, append_images=drawn[1:], duration=500, lossless=True)
+    assert served.ask(video(data_url(path)), text(), max_tokens=1).status_code == 200
+    drawn[0].save(path, kind, save_all=True, append_images=drawn[1:], duration=3000, lossless=True)
+    assert "18 s long; at most 10 s" in error(served.ask(video(data_url(path)), text()), 400)["message"]
+    large = [image.resize((640, 480)) for image in drawn]
+    large[0].save(path, kind, save_all=True, append_images=large[1:], duration=100)
+    assert "640 x 480 pixels" in error(served.ask(video(data_url(path)), text()), 400)["message"]
 
 
 def test_a_million_packets(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,10 +247,11 @@ class CameraWatcher(Asking):
          "events": {"alert/confirmed": int, ...}, "seconds": {stage: {"count": int, "sum": float}},
          "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "width", "height", "decoded_frames",
              "dropped_frames": {reason: n}, "reconnects": {reason: n}, "last_frame_age_s", "frames" (given to the
-             model), "frames_gated", "windows", "dropped_windows": {reason: n}, "failures", "vision_tokens_in",
-             "vision_tokens_kept", "memory_frames", "kv_bytes", "answer_age_s", "last_frame_time" (UTC), "text",
-             "text_time", "alerts": {rule_id: {"on": bool, "score", "mass", "verdict", "reason" (why it is unknown),
-             "since", "suppressed", "unknown" (windows: {"mass" | "between" | "failed": n})}}}},
+             model), "frames_gated", "video_s", "video_s_looked_at" (of these), "windows", "dropped_windows":
+             {reason: n}, "failures", "vision_tokens_in", "vision_tokens_kept", "memory_frames", "kv_bytes",
+             "answer_age_s", "last_frame_time" (UTC), "text", "text_time",
+             "alerts": {rule_id: {"on": bool, "score", "mass", "verdict", "reason" (why it is unknown), "since",
+             "suppressed", "unknown" (windows: {"mass" | "between" | "failed": n})}}}},
          "sinks": [{"name", "queued", "delivered", "dropped", "failures", "error"}]}
         """
         with self._lock:
