@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import onnxruntime
 from numpy.typing import DTypeLike, NDArray
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.errors import EngineError
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 
 Array = NDArray[Any]

@@ -19,12 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
-import onnxruntime
 from numpy.typing import DTypeLike
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.errors import EngineError
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.runtime.engine import AnyArray, OrtCpuEngine, one_line, session_options
 from dycoke_edge.runtime.gpu import libraries
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray

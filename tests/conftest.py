@@ -38,7 +38,7 @@ def _version(name: str) -> str:
 
 def _providers() -> str:
     try:
-        import onnxruntime
+        from dycoke_edge.ort import onnxruntime
     except ImportError:
         return "absent"
     return ", ".join(onnxruntime.get_available_providers())

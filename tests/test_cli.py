@@ -206,6 +206,7 @@ def test_doctor(capsys: Capture) -> None:
     facts = json.loads(here(capsys, "doctor", "--json").out)
     assert facts["can_run"] and facts["can_export"] and facts["missing"] == []
     assert "CPUExecutionProvider" in facts["onnxruntime_providers"] and facts["cpus"] >= 1
+    assert facts["onnxruntime_telemetry"] == "off"
     lines = here(capsys, "doctor").out.splitlines()
     assert any(re.fullmatch(r"packages\.numpy +\d+\..*", line) for line in lines)
 
@@ -216,7 +217,7 @@ def test_doctor_takes_either_onnxruntime(capsys: Capture, monkeypatch: pytest.Mo
     real = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "onnxruntime" else real(name))
     assert json.loads(here(capsys, "doctor", "--json").out)["can_run"]
-    monkeypatch.setattr(doctor, "_providers", list)
+    monkeypatch.setattr(doctor, "_onnxruntime", lambda: ([], None))
     facts = json.loads(here(capsys, "doctor", "--json").out)
     assert facts["missing"] == ["onnxruntime"] and not facts["can_run"] and not facts["can_export"]
 

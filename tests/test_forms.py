@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
@@ -21,6 +20,7 @@ from dycoke_edge.config import ExportSpec
 from dycoke_edge.errors import BundleError
 from dycoke_edge.export import forms
 from dycoke_edge.export.build import export
+from dycoke_edge.ort import onnxruntime
 from tests import lively
 
 FORMS = ("vision_cuda", "vision_trt")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from dycoke_edge import Compression, EngineError, EngineSpec, LiveSpec, Sampling, VideoLLM
 from dycoke_edge.bundle import Bundle, open_bundle
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.runtime import ort_cuda, pipeline, readiness, visual
 from dycoke_edge.runtime.engine import AnyArray, Engine, OrtCpuEngine, open_engine
 from dycoke_edge.runtime.gpu import libraries

@@ -25,6 +25,7 @@ FRAMEWORKS = {"onnx", "onnxscript", "optimum", "safetensors", "torch", "transfor
 # A module may import those of a lower rank, and a side its own modules.
 ORDER = (
     "errors",
+    "ort",
     "partial",
     "config",
     "config_camera",
@@ -119,7 +120,7 @@ def test_runtime_does_without_frameworks() -> None:
 
 
 def test_shared_words_and_cli_load_no_side() -> None:
-    shared = [f"dycoke_edge.{word}" for word in (*ORDER, "cli")]
+    shared = [f"dycoke_edge.{word}" for word in (*ORDER, "cli") if word != "ort"]
     loaded = python("-c", f"import sys, {', '.join(shared)}; print(*sys.modules)", cwd=ROOT).split()
     assert not set(loaded) & (FRAMEWORKS | {"av", "onnxruntime"})
     assert not [module for module in loaded if module.startswith(tuple(f"dycoke_edge.{s}" for s in SIDES))]
@@ -145,7 +146,8 @@ def offences(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if not part(p).startswith("cli")], ids=name)
 def test_library_is_quiet(path: Path) -> None:
-    assert not list(offences(path))
+    writes = ["os.environ"] if path == ROOT / "dycoke_edge/ort.py" else []  # ONNX Runtime's switch, which is no read
+    assert list(offences(path)) == writes
 
 
 # The wheel
