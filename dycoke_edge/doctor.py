@@ -18,7 +18,7 @@ def examine() -> dict[str, Any]:
     """Versions (null where absent), processors, memory, and what can be done with them."""
     packages = {name: _version(name) for name in (*DEVICE, *EXPORT, *GPU)}
     providers, telemetry = _onnxruntime()
-    missing = [name for name in DEVICE if packages[name] is None and not (name == "onnxruntime" and providers)]
+    missing = [name for name in DEVICE if (not providers if name == "onnxruntime" else packages[name] is None)]
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -32,6 +32,7 @@ def examine() -> dict[str, Any]:
         "can_run": not missing,
         "can_export": not missing and all(packages[name] for name in EXPORT),
         "missing": missing,
+        "to_run": f"pip install --force-reinstall {' '.join(missing)}" if missing else None,
     }
 
 

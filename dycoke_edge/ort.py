@@ -16,6 +16,9 @@ os.environ[SWITCH] = "1"  # in child processes too
 
 import onnxruntime  # noqa: E402 - SWITCH comes first
 
+if not hasattr(onnxruntime, "InferenceSession"):  # a folder that pip left behind counts as a package
+    raise ImportError(f"{list(onnxruntime.__path__)} holds parts of it only", name="onnxruntime")
+
 if not TELEMETRY_OFF:
     onnxruntime.disable_telemetry_events()  # fewer events, where it is too late for none
 
