@@ -4,7 +4,7 @@
 
 Every question is asked under every method (benchmarks/methods.py), through ONNX Runtime. Answers are appended to a file
 under build/ as they come, and a run that was stopped goes on from it. Writes accuracy.json, accuracy.md (the table) and
-two plots beside it to --out; prints the table on stderr and the JSON on stdout.
+two plots (where matplotlib is) to --out; prints the table on stderr and the JSON on stdout.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", help=f"of questions (default: all of {', '.join(questions.KINDS)})")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="file of answers to go on from (default: one under build/accuracy)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=BUILD / "results", help="folder (default: %(default)s)")
     return parser.parse_args(argv)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -30,7 +30,6 @@ def report(
     lines: list[Line], rows: list[Method], setup: Line, environment: Line, out: Path, people: Console
 ) -> dict[str, Any]:
     """Write accuracy.json, accuracy.md and the plots to `out`; returns what the JSON holds."""
-    matplotlib.use("Agg")
     scores = _scores(lines)
     table = [_row(method, scores[method.name], [x for x in lines if x["method"] == method.name]) for method in rows]
     names = {row.name for row in rows}
@@ -39,9 +38,15 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     (out / "accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "accuracy.md").write_text(_markdown(found))
-    _plot_curves(table, out / "accuracy.png")
-    _plot_kinds(table, out / "accuracy_kinds.png")
     people.print(_rich(table))
+    if find_spec("matplotlib"):
+        import matplotlib
+
+        matplotlib.use("Agg")
+        _plot_curves(table, out / "accuracy.png")
+        _plot_kinds(table, out / "accuracy_kinds.png")
+    else:
+        people.print(f"no plots in {out}: pip install matplotlib, then the same command, which asks nothing anew")
     return found
 
 

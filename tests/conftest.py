@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ def _providers() -> str:
     except ImportError:
         return "absent"
     return ", ".join(onnxruntime.get_available_providers())
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Processes that a test starts take SIGINT, also where this one ignores it, as any background job does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

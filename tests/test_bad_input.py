@@ -646,6 +646,27 @@ def test_export_in_python(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert files(tmp_path) == {"there": -1}
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no-such-dir", "no model folder at no-such-dir; fetch one with: hf download MODEL --local-dir no-such-dir"),
+        (
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            "fetch it with: hf download llava-hf/llava-onevision-qwen2-0.5b-ov-hf "
+            "--local-dir llava-onevision-qwen2-0.5b-ov-hf, "
+            "then: dycoke-edge export llava-onevision-qwen2-0.5b-ov-hf BUNDLE",
+        ),
+        ("examples/no-such-dir", "fetch one with"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_torch_is_imported(name: str, said: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom dycoke_edge.cli import main\ncode = main(['export', *sys.argv[1:]])\n"
+        "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)\nsys.exit(code)"
+    )
+    assert said in refused(python(code, name, tmp_path / "bundle"), INPUT)
+
+
 def test_more_frames_than_fit_are_refused_before_they_are_decoded(
     llm: VideoLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,6 +312,7 @@ def test_a_full_disk_behind_stdout(tiny_bundle: Path) -> None:
     assert done.stderr.decode().startswith("dycoke-edge: standard output: No space") and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_answering(tiny_bundle: Path) -> None:
     options = ("--max-new-tokens", 30000, "--kv-capacity", 32000, "--stop-token-ids", 263)
     process = start("run", tiny_bundle, "--prompt", "Hi", *options)
@@ -323,6 +324,7 @@ def test_ctrl_c_while_answering(tiny_bundle: Path) -> None:
     assert err.decode().splitlines()[-1] == "dycoke-edge: interrupted" and b"Traceback" not in err
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGINT, 130, "dycoke-edge: interrupted\n"), (signal.SIGTERM, 143, "")]
 )

@@ -519,6 +519,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
 def test_a_killed_build_leaves_the_bundle_and_no_process(
     install: Install, device: EmulatedDevice, bundle: Bundle, number: int, tmp_path: Path
