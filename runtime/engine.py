@@ -75,6 +75,7 @@ class OrtCpuEngine:
         path = self._bundle.graph_path(graph, self.provider)
         try:
             session = self._open(graph, path)
+            self._bundle.check_same()  # not while it was opened either
         except EngineError:
             raise
         except Exception as error:  # onnxruntime raises a class of its own per status code

@@ -102,6 +102,7 @@ class VideoLLM:
         """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for. `on_seen`
         hears once of the frames and of which of their tokens entered the decoder: when the first token is there, before
         its piece, so that nothing waits for it."""
+        self.bundle.check_same()
         stats = Stats()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
         sampling, num_text = self._stops(sampling), len(prefix) + len(suffix)

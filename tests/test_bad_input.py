@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dycoke_edge import Clip, Compression, EngineSpec, Sampling, VideoLLM, errors
-from dycoke_edge.bundle import MANIFEST, open_bundle
+from dycoke_edge.bundle import MANIFEST, open_bundle, sealed
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.errors import BundleError, EngineError, InputError, KVOverflow, UsageError
 from dycoke_edge.export import build, checkpoint
@@ -230,7 +230,7 @@ def manifest(**changes: Any) -> Damage:
             inside[name] = value
             if value is None:
                 del inside[name]
-        (folder / MANIFEST).write_text(json.dumps(data))
+        (folder / MANIFEST).write_text(sealed(data))
 
     return damage
 
@@ -270,7 +270,7 @@ def listed(name: str) -> Damage:
         (folder.parent / "x").write_text("x")
         data = json.loads((folder / MANIFEST).read_text())
         data["files"][name.format(folder.parent)] = {"size": 1, "sha256": "0"}
-        (folder / MANIFEST).write_text(json.dumps(data))
+        (folder / MANIFEST).write_text(sealed(data))
 
     return damage
 
@@ -279,7 +279,7 @@ def unlisted(name: str) -> Damage:
     def damage(folder: Path) -> None:
         data = json.loads((folder / MANIFEST).read_text())
         del data["files"][name]
-        (folder / MANIFEST).write_text(json.dumps(data))
+        (folder / MANIFEST).write_text(sealed(data))
 
     return damage
 
@@ -644,6 +644,54 @@ def test_export_in_python(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model folder"):
         checkpoint.Checkpoint(tmp_path / "missing")
     assert files(tmp_path) == {"there": -1}
+
+
+def test_every_byte_of_a_manifest_counts(tiny_bundle: Path, tmp_path: Path) -> None:
+    """One bit of each, and digits that stay digits: no change of it opens."""
+    for file in tiny_bundle.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    manifest = tmp_path / MANIFEST
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(whole)
+    open_bundle(tmp_path)
+    opened = list[int]()
+    for place, byte in enumerate(whole):
+        for other in (byte ^ 1, byte ^ 32):
+            manifest.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+            try:
+                open_bundle(tmp_path)
+            except BundleError:
+                continue
+            opened.append(place)
+    assert not opened
+
+
+def renamed_away(bundle: Path, other: Path) -> None:
+    bundle.rename(bundle.with_name("old"))
+    shutil.copytree(other, bundle)
+
+
+def written_again(bundle: Path, other: Path) -> None:
+    (bundle / EMBED).write_bytes((bundle / EMBED).read_bytes())
+
+
+def gone(bundle: Path, other: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("replace", [renamed_away, written_again, gone])
+def test_a_bundle_that_is_replaced_in_use_is_said(
+    tiny_bundle: Path, half_bundle: Path, tmp_path: Path, resident: bool, replace: Callable[[Path, Path], None]
+) -> None:
+    """As a whole, or a file by one of the same size, or removed: no answer is of two bundles."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    llm = VideoLLM.load(bundle, kv_capacity=256, resident=resident)
+    assert llm.generate("What?", sampling=Sampling(max_new_tokens=2)).token_ids
+    replace(bundle, half_bundle)
+    with pytest.raises(BundleError, match="replaced or removed while the bundle was in use"):
+        llm.generate("What?", sampling=Sampling(max_new_tokens=2))
 
 
 @pytest.mark.parametrize(
