@@ -102,12 +102,14 @@ def llm(tiny_bundle: Path) -> VideoLLM:
 
 
 @pytest.fixture(scope="session")
-def model(tiny_checkpoint: Path) -> Any:
-    """The same weights in transformers, fp32, eager attention."""
+def model(made: Made) -> Any:
+    """The same weights in transformers, fp32, eager attention; by the hub's names, which every release of it reads."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
+    seed = lively.SEED
+    hub = made.once("checkpoint/hub", lambda path: random_model.make(lively.SHAPE, path, seed=seed, layout="hub"))
     loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        tiny_checkpoint, dtype="float32", attn_implementation="eager"
+        hub, dtype="float32", attn_implementation="eager"
     )
     return loaded.eval()
 
