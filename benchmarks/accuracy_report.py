@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -38,13 +38,18 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     (out / "accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "accuracy.md").write_text(_markdown(found))
-    draw(table, out)
     people.print(_rich(table))
+    if find_spec("matplotlib"):
+        draw(table, out)
+    else:
+        people.print(f"no plots in {out}: pip install matplotlib, then the same command, which asks nothing anew")
     return found
 
 
 def draw(table: list[Line], out: Path) -> None:
     """Both plots, from the results that accuracy.json holds."""
+    import matplotlib
+
     matplotlib.use("Agg")
     _plot_curves(table, out / "accuracy.png")
     _plot_kinds(table, out / "accuracy_kinds.png")

@@ -209,7 +209,10 @@ def _refusal(error: OSError | MemoryError) -> str:
 
 def export(args: argparse.Namespace) -> None:
     """dycoke-edge export MODEL_DIR BUNDLE"""
+    from dycoke_edge.export.shipped import check_there, named
+
     spec = take(args, ExportSpec)
+    check_there(named(args.model_dir))  # torch takes seconds to import
     with installed("export", "dycoke-edge[export]", UsageError):
         from dycoke_edge.export.build import export as build
     with output.progress() as show:

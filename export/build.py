@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge import __version__, contract
-from dycoke_edge.bundle import EMBED, EXAMPLE, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files
+from dycoke_edge.bundle import EMBED, EXAMPLE, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files, sealed
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import BundleError, UsageError
@@ -56,7 +56,7 @@ def export(
         manifest = _manifest(checkpoint, model, ratios, tokens, folder)
         on_progress("hashing", 0.97)
         manifest = manifest.model_copy(update={"files": list_files(folder)})
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        (folder / MANIFEST).write_text(sealed(manifest.model_dump(mode="json")))
         folder.rename(target)
     on_progress("done", 1.0)
     return manifest

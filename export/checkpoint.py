@@ -24,6 +24,7 @@ from dycoke_edge.bundle import Knows
 from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import InputError, UsageError
+from dycoke_edge.export.shipped import check_there
 
 MODEL_TYPE = "llava_onevision"
 DTYPES = ("F32", "F16", "BF16", "F64")  # of safetensors; other ones are quantised
@@ -154,10 +155,7 @@ def _remedy(dtype: DType) -> str:
 
 def _read_config(path: Path) -> Any:
     file = path / "config.json"
-    if not path.is_dir():
-        raise InputError(f"no model folder at {path}; fetch one with: hf download MODEL --local-dir {path}")
-    if not file.is_file():
-        raise InputError(f"{path} has no config.json; give a Hugging Face model directory")
+    check_there(path)
     found = read_json(file).get("model_type", "none")
     if found != MODEL_TYPE:
         raise InputError(f"{file} says model type {found!r}; dycoke-edge exports {MODEL_TYPE!r} with qwen2 and siglip")

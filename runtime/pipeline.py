@@ -132,6 +132,7 @@ class VideoLLM:
         on_progress: Progress,
         on_seen: Callable[[Seen], None] | None,
     ) -> Iterator[Piece]:
+        self.bundle.check_same()
         stats = Stats()
         compression = compression if image is None else compression.of_picture()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))

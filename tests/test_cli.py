@@ -269,6 +269,7 @@ def test_doctor(capsys: Capture) -> None:
     facts = json.loads(here(capsys, "doctor", "--json").out)
     assert facts["can_run"] and facts["can_export"] and facts["missing"] == []
     assert "CPUExecutionProvider" in facts["onnxruntime_providers"] and facts["cpus"] >= 1
+    assert facts["onnxruntime_telemetry"] == "off"
     lines = here(capsys, "doctor").out.splitlines()
     assert any(re.fullmatch(r"packages\.numpy +\d+\..*", line) for line in lines)
 
@@ -279,7 +280,7 @@ def test_doctor_takes_either_onnxruntime(capsys: Capture, monkeypatch: pytest.Mo
     real = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "onnxruntime" else real(name))
     assert json.loads(here(capsys, "doctor", "--json").out)["can_run"]
-    monkeypatch.setattr(doctor, "_providers", list)
+    monkeypatch.setattr(doctor, "_onnxruntime", lambda: ([], None))
     facts = json.loads(here(capsys, "doctor", "--json").out)
     assert facts["missing"] == ["onnxruntime"] and not facts["can_run"] and not facts["can_export"]
 
@@ -562,6 +563,7 @@ def test_a_full_disk_behind_stdout(tiny_bundle: Path) -> None:
     assert done.stderr.decode().startswith("dycoke-edge: standard output: No space") and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_answering(tiny_bundle: Path) -> None:
     options = ("--max-new-tokens", 30000, "--kv-capacity", 32000, "--stop-token-ids", 263, "--repeat-limit", 0)
     process = start("run", tiny_bundle, "--prompt", "Hi", *options)
@@ -573,6 +575,7 @@ def test_ctrl_c_while_answering(tiny_bundle: Path) -> None:
     assert err.decode().splitlines()[-1] == "dycoke-edge: interrupted" and b"Traceback" not in err
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(
     ("number", "code", "said"), [(signal.SIGINT, 130, "dycoke-edge: interrupted\n"), (signal.SIGTERM, 143, "")]
 )

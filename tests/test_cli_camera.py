@@ -162,6 +162,7 @@ def test_a_model_that_fails_ends_with_4(capsys: Capture, tiny_bundle: Path, monk
 # Signals
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("ask", [(), ("--ask", "What?", "--max-new-tokens", 4096)], ids=["rules", "mid-answer"])
 def test_a_signal_ends_it_soon_and_open_alerts_get_their_end(

@@ -18,7 +18,7 @@ from dycoke_edge.config import Clip, Compression, Sampling
 from dycoke_edge.config_camera import Camera
 from dycoke_edge.runtime.serve.media import from_data_url
 from dycoke_edge.runtime.serve.until import Until
-from dycoke_edge.template import environment
+from dycoke_edge.template import ChatTemplate
 from tests import clips
 from tests.serving import (
     Served,
@@ -458,7 +458,7 @@ def test_a_template_without_system_messages_says_so(tiny_bundle: Path) -> None:
     ignores = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
     with serving(llm) as served:
         for before, why in ((refuses, "System role not supported"), (ignores, "leaves out what the system says")):
-            llm.text._template = environment().from_string(before + own)
+            llm.text._template = ChatTemplate(before + own)
             assert why in error(served.ask(messages=[said("system", "Be brief."), HI]), 400)["message"]
             assert answer(served, messages=[HI, HELLO, HI])["usage"]["completion_tokens"] == 4
         assert served.http.get("/v1/health/ready").status_code == 200

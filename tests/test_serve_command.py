@@ -307,6 +307,7 @@ def _ready(url: str) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(tiny_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
     """In the middle of an answer, of events and of an alert: the alert's end is written, and nothing hangs."""
