@@ -8,6 +8,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 
 VENV := .venv
+BUNDLE := build/tiny-bundle
 RUN := $(VENV)/bin/python -m
 INSTALL := $(RUN) pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PINS := pyproject.toml constraints.txt Makefile
@@ -19,8 +20,23 @@ SERVICES := python3-gst-1.0 gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base
 # A surveillance clip out of a Debian package; too big to install for one file, and not ours to ship.
 VTEST := usr/share/doc/opencv-doc/examples/data/vtest.avi
 
+# An environment of its own without constraints, and what is tried in it. torch is the pinned one: each of its releases
+# is gigabytes, or of another index.
+TRIED = build/$@/venv/bin/python
+define try
+	rm -rf build/$@
+	$(call make_venv,build/$@/venv)
+	$(TRIED) -m pip install --quiet --disable-pip-version-check --upgrade 'setuptools>=77'
+	$(call install_torch,$(TRIED) -m pip install --quiet --disable-pip-version-check)
+	$(TRIED) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[export]' pytest $(1)
+	$(TRIED) -m dycoke_edge doctor
+	$(TRIED) -m dycoke_edge export tiny build/$@/bundle
+	$(TRIED) -m dycoke_edge run build/$@/bundle --video examples/scene.mp4 --prompt 'How many objects are there?'
+	$(TRIED) -m pytest -o cache_dir=build/$@/cache tests/test_parity.py
+endef
+
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint services wheel clean
+.PHONY: help demo test lint services wheel newest oldest clean
 
 help: ## this list (default)
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -58,16 +74,27 @@ $(VENV)/$(notdir $(VTEST)): | $(VENV)/bin/pip
 		echo "some tests will be skipped: sudo apt install opencv-doc" >&2; \
 	fi; cd ..; rm -rf debs $(notdir $@).part
 
-wheel: $(VENV)/.demo ## build dist/*.whl
+wheel: $(VENV)/.demo $(BUNDLE)/dycoke_edge.json ## build dist/*.whl, with a bundle for `dycoke-edge demo` in it
 	rm -rf build/lib build/bdist.*
 	$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w dist .
+
+# dycoke_edge/shipped leads here; `make demo` makes it too.
+$(BUNDLE)/dycoke_edge.json: $(wildcard export/tiny/*) | $(VENV)/.demo
+	rm -rf $(BUNDLE)
+	$(RUN) dycoke_edge export tiny $(BUNDLE)
+
+newest: ## export, parity and an answer with the newest packages that pyproject.toml allows; no part of `make test`
+	$(call try,)
+
+oldest: ## the same with the oldest (Python 3.11 or newer)
+	$(call try,$$($(TRIED) -m tests.floors export))
 
 clean: ## remove all that make and the tools wrote, .venv too
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv writes, so a half-made .venv is made again.
-$(VENV)/bin/pip:
+define make_venv
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "$(PYTHON) not found: sudo apt install python3 python3-venv, or make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; \
@@ -75,16 +102,24 @@ $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv module: sudo apt install" \
 		"python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(1)
+endef
+
+$(VENV)/bin/pip:
+	$(call make_venv,$(VENV))
 
 # torch first and alone: once the CPU build is there, nothing asks for another. pip's own configuration goes first, so
 # a machine with a mirror never waits for PyTorch's index; on plain PyPI that try ends at once, for "+cpu" is not there.
-$(VENV)/.demo: $(VENV)/bin/pip $(PINS)
-	$(INSTALL) setuptools
-	@$(INSTALL) --no-deps "$(TORCH)" 2>/dev/null || \
-		$(INSTALL) --no-deps --retries 1 --timeout 15 --extra-index-url "$(TORCH_INDEX)" "$(TORCH)" || \
+define install_torch
+	@$(1) --no-deps "$(TORCH)" 2>/dev/null || \
+		$(1) --no-deps --retries 1 --timeout 15 --extra-index-url "$(TORCH_INDEX)" "$(TORCH)" || \
 		{ echo "cannot install $(TORCH): set TORCH_INDEX to a package index that has it, or" \
 		"TORCH=torch==$(TORCH_VERSION) to take the CUDA build" >&2; exit 1; }
+endef
+
+$(VENV)/.demo: $(VENV)/bin/pip $(PINS)
+	$(INSTALL) setuptools
+	$(call install_torch,$(INSTALL))
 	$(INSTALL) --no-build-isolation --editable '.[export]'
 	@touch $@
 

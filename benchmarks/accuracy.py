@@ -4,7 +4,7 @@
 
 Every question is asked under every method (benchmarks/methods.py), through ONNX Runtime. Answers are appended to a file
 under build/ as they come, and a run that was stopped goes on from it. Writes accuracy.json, accuracy.md (the table) and
-two plots beside it to --out; prints the table on stderr and the JSON on stdout.
+two plots (where matplotlib is) to --out; prints the table on stderr and the JSON on stdout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.accuracy_report import report
+from benchmarks.accuracy_report import draw, report
 from benchmarks.environment import stamp
 from benchmarks.methods import MERGES, SPLIT, Contestant, Method, chosen
 from benchmarks.scenes import questions, world
@@ -32,6 +32,7 @@ from dycoke_edge.export.build import export
 from dycoke_edge.export.shipped import named
 
 BUILD = Path("build/accuracy")
+TRACKED = Path("benchmarks/results")
 SEED = 100_000  # of the test split; the first ones are looked at while training
 CAPACITY = 4096
 people = Console(stderr=True, soft_wrap=True, highlight=False, width=None if sys.stderr.isatty() else 140)
@@ -173,12 +174,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", help=f"of questions (default: all of {', '.join(questions.KINDS)})")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--work", type=Path, help="file of answers to go on from (default: one under build/accuracy)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, help=f"folder (default: {BUILD / 'results'}, with --redraw {TRACKED})")
+    parser.add_argument("--redraw", action="store_true", help="draw the plots of the results in --out; ask nothing")
+    args = parser.parse_args(argv)
+    args.out = args.out or (TRACKED if args.redraw else BUILD / "results")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.redraw:
+        draw(json.loads((args.out / "accuracy.json").read_text())["results"], args.out)
+        return 0
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # take the workers along
     try:
         rows, kinds = chosen(args.methods), _kinds(args.kinds)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -30,7 +30,6 @@ def report(
     lines: list[Line], rows: list[Method], setup: Line, environment: Line, out: Path, people: Console
 ) -> dict[str, Any]:
     """Write accuracy.json, accuracy.md and the plots to `out`; returns what the JSON holds."""
-    matplotlib.use("Agg")
     scores = _scores(lines)
     table = [_row(method, scores[method.name], [x for x in lines if x["method"] == method.name]) for method in rows]
     names = {row.name for row in rows}
@@ -39,10 +38,21 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     (out / "accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "accuracy.md").write_text(_markdown(found))
+    people.print(_rich(table))
+    if find_spec("matplotlib"):
+        draw(table, out)
+    else:
+        people.print(f"no plots in {out}: pip install matplotlib, then the same command, which asks nothing anew")
+    return found
+
+
+def draw(table: list[Line], out: Path) -> None:
+    """Both plots, from the results that accuracy.json holds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     _plot_curves(table, out / "accuracy.png")
     _plot_kinds(table, out / "accuracy_kinds.png")
-    people.print(_rich(table))
-    return found
 
 
 def _scores(lines: list[Line]) -> Scores:
@@ -155,35 +165,81 @@ def _markdown(found: Line) -> str:
 
 
 def _plot_curves(table: list[Line], file: Path) -> None:
-    """Accuracy against the share of visual tokens that the deep layers see, one line a method."""
+    """Accuracy against the share of visual tokens that the deep layers see, one line a method, named at its end."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.6), sharex=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(15, 6.6), layout="constrained")
     for axis, what in zip(axes, ("short", "describe"), strict=True):
+        ends = list[tuple[str, float, float, str]]()
         for line in dict.fromkeys(row["line"] for row in table):
             rows = [row for row in table if row["line"] == line and row[what][0] is not None]
             rows.sort(key=lambda row: float(row["active"]))
             if rows and line != "variants":
-                middle = np.array([row[what] for row in rows], float)
-                error = np.abs(middle[:, 1:] - middle[:, :1]).T * 100
-                axis.errorbar(
-                    [100 * row["active"] for row in rows],
-                    100 * middle[:, 0],
-                    error,
-                    fmt="o-",
-                    color="black" if line == "no compression" else None,  # ten colours are left for the others
-                    ms=4,
-                    label=line,
-                    capsize=2,
-                )
-        axis.set(
-            xlabel="visual tokens seen by the deep layers, %",
-            title={"short": "short answers", "describe": "descriptions"}[what],
-        )
-        axis.grid(alpha=0.3)
-    axes[0].set(ylabel="right, %")
-    axes[1].legend(fontsize=8)
+                colour = COLOURS.get(line, "black")
+                ends.append((line, *_draw(axis, rows, what, colour), colour))
+        _name(axis, ends)
+        axis.set_xlabel("visual tokens seen by the deep layers, %", fontsize=13)
+        axis.set_title({"short": "short answers: right, %", "describe": "descriptions: right, %"}[what], fontsize=15)
+        axis.tick_params(labelsize=12)
+        axis.yaxis.tick_right()
+        axis.spines[["top", "left"]].set_visible(False)
+        axis.grid(alpha=0.25)
     _save(figure, file)
+
+
+# DyCoke's own in strong colours, what is compared with it in pale ones.
+COLOURS = {
+    "no compression": "black",
+    "merge": "#1f4fd8",
+    "prune": "#8a2be2",
+    "merge and prune": "#0891a5",
+    "merge, weighed": "#d81f2a",
+    "merge and prune, weighed": "#f07b00",
+    "random tokens": "#8c564b",
+    "changed tokens (EVS)": "#d17bb8",
+    "frames spread": "#7f7f7f",
+    "last frames": "#a8a832",
+    "FastV": "#55a868",
+}
+NAMES_TO, TICKS = -58, (20, 40, 60, 80, 100)  # left end of the room for names; below the first tick is nothing else
+
+
+def _draw(axis: Any, rows: list[Line], what: str, colour: str) -> tuple[float, float]:
+    """One line with its intervals; returns its left end."""
+    middle: NDArray[np.float64] = np.array([row[what] for row in rows], float) * 100
+    shares = [100 * row["active"] for row in rows]
+    axis.plot(shares, middle[:, 0], "o-", color=colour, ms=5, lw=2)
+    axis.vlines(shares, middle[:, 1], middle[:, 2], color=colour, alpha=0.3, lw=2)
+    return shares[0], float(middle[0, 0])
+
+
+def _name(axis: Any, ends: list[tuple[str, float, float, str]]) -> None:
+    """Write each line's name left of its end (name, x, y, colour), none over another, with a thin line between."""
+    axis.set_xlim(NAMES_TO, 104)
+    axis.set_xticks(TICKS)
+    low, high = axis.get_ylim()
+    heights = apart([y for _, _, y, _ in ends], (high - low) / 20)
+    for (name, x, y, colour), height in zip(ends, heights, strict=True):
+        if name == NONE:
+            axis.annotate(name, (x, y), (0, 12), textcoords="offset points", ha="right", fontsize=13, color=colour)
+            continue
+        axis.plot([3, x - 1], [height, y], color=colour, lw=0.8, ls=":")
+        axis.text(2, height, name, ha="right", va="center", fontsize=13, color=colour)
+
+
+def apart(wanted: list[float], gap: float) -> list[float]:
+    """Places near the wanted ones, in their order, each at least `gap` from the next."""
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(wanted))
+    spread = np.array(wanted, float)[order] - steps
+    for _ in range(len(spread)):  # neighbours that are out of order meet in the middle
+        groups = np.split(spread, np.flatnonzero(np.diff(spread) > 1e-9) + 1)
+        spread = np.concatenate([np.full(len(group), group.mean()) for group in groups])
+        if (np.diff(spread) >= -1e-9).all():
+            break
+    places: NDArray[np.float64] = np.empty(len(spread))
+    places[order] = spread + steps
+    return [float(place) for place in places]
 
 
 def _plot_kinds(table: list[Line], file: Path) -> None:
@@ -199,20 +255,22 @@ def _plot_kinds(table: list[Line], file: Path) -> None:
     )
     rows = [row for row in table if row["method"] in wanted] or table
     kinds = [kind for kind in KINDS if rows[0]["kinds"][kind] is not None]
-    figure, axis = pyplot.subplots(figsize=(12, 4.2))
+    figure, axis = pyplot.subplots(figsize=(15, 5.6), layout="constrained")
     width = 0.85 / len(rows)
     for number, row in enumerate(rows):
         heights: NDArray[np.float64] = np.array([row["kinds"][kind] for kind in kinds], float) * 100
         axis.bar(np.arange(len(kinds)) + number * width, heights, width, label=row["method"])
-    axis.set_xticks(np.arange(len(kinds)) + 0.4, kinds)
-    axis.set(ylabel="right, %")
-    axis.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    axis.set_xticks(np.arange(len(kinds)) + 0.4, kinds, fontsize=13)
+    axis.set_title("right, %, by kind of question", fontsize=15)
+    axis.tick_params(labelsize=13)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.01)
+    axis.legend(fontsize=12, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.06), frameon=False)
     _save(figure, file)
 
 
 def _save(figure: Any, file: Path) -> None:
     from matplotlib import pyplot
 
-    figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

@@ -193,7 +193,7 @@ def store(out: Path, whole: Line) -> None:
     gpu_report.write([*kept, whole], out)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
     parser.add_argument("--frames", type=int, default=32)
@@ -210,7 +210,11 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="make the models and end")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--merge", type=Path, nargs="+", help="add these results to those in --out; run nothing")
-    args = parser.parse_args()
+    parser.add_argument("--redraw", action="store_true", help="draw the plot of the results in --out; run nothing")
+    args = parser.parse_args(argv)
+    if args.redraw:
+        gpu_report.plot(json.loads((args.out / "gpu.json").read_text())["runs"], args.out / "gpu.png")
+        return
     unknown = [name for name in args.contestant if name.partition("@")[0] not in SIDES]
     if unknown:
         parser.error(f"--contestant {unknown[0]}: known are {', '.join(SIDES)}")

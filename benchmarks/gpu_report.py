@@ -181,31 +181,81 @@ def yes(met: bool) -> str:
     return "yes" if met else "**no**"
 
 
+def plain(name: str) -> str:
+    """What a bar is called: ours-off@cuda,vision_batch=16 -> dycoke-edge, off; vision batch 16."""
+    _, _, engine = name.partition("@")
+    more = [part.replace("_", " ").replace("=", " ") for part in engine.split(",")[1:]]
+    provider = [engine.split(",")[0]] if engine and engine.split(",")[0] != "cuda" else []
+    return "; ".join((PLAIN[name.partition("@")[0]], *provider, *more))
+
+
+def number(value: float) -> str:
+    """Three digits, thousands with a comma, never an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+PLAIN = {
+    "transformers": "transformers",
+    "compiled": "transformers, compiled",
+    "official": "DyCoke, its authors' code",
+    "ours-off": "dycoke-edge, no compression",
+    "ours-merge": "dycoke-edge, merge",
+    "ours-both": "dycoke-edge, merge and prune",
+}
+PANELS = ("first_token", "inter_token", "whole", "peak_bytes")
+OURS, THEIRS, VISION = "#1f77b4", "#9a9a9a", "#ffb14e"
+
+
 def plot(runs: list[Line], file: Path) -> None:
     """A row of bars a case: first token by stage, inter-token, whole answer, memory."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    panels = ("first_token", "inter_token", "whole", "peak_bytes")
-    figure, places = pyplot.subplots(len(runs), len(panels), figsize=(16, 2.6 * len(runs)), squeeze=False)
+    heights = [len(run["sides"]) + 2.2 for run in runs]
+    figure, places = pyplot.subplots(
+        len(runs),
+        len(PANELS),
+        figsize=(15, 0.42 * sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+        layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12),
+    )
     for axes, run in zip(places, runs, strict=True):
         names = list(run["sides"])[::-1]
-        for axis, panel in zip(axes, panels, strict=True):
-            title, scale = COLUMNS[panel]
-            values = [middle(run["sides"][name], panel) * scale for name in names]
-            colours = ["tab:blue" if name.startswith("ours") else "tab:gray" for name in names]
-            axis.barh(names, values, color=colours)
-            if panel == "first_token":
-                part = [middle(run["sides"][name], "vision") * scale for name in names]
-                axis.barh(names, part, color="tab:orange", height=0.4)
-                title += " (narrow: vision)"
-            for number, value in enumerate(values):
-                axis.text(value, number, f" {value:,.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=7)
-            axis.margins(x=0.18)
-            axis.set_title(f"{run['case']['shape']}, {run['case']['frames']} frames: {title}", fontsize=9)
-            axis.tick_params(labelsize=8, labelleft=panel == panels[0])
-    figure.tight_layout()
-    figure.savefig(file, dpi=100)
+        for axis, panel in zip(axes, PANELS, strict=True):
+            _bars(axis, run, names, panel)
+        axes[0].set_yticks(range(len(names)), map(plain, names), fontsize=13)
+        case = run["case"]
+        axes[0].annotate(
+            f"{case['shape'].upper()}, {case['frames']} frames",
+            (0, 1),
+            (-8, 8),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            fontsize=15,
+            weight="bold",
+        )
+    figure.savefig(file, dpi=110)
     pyplot.close(figure)
+
+
+def _bars(axis: Any, run: Line, names: list[str], panel: str) -> None:
+    """One figure of all sides, the number at the end of each bar."""
+    title, scale = COLUMNS[panel]
+    values = [middle(run["sides"][name], panel) * scale for name in names]
+    axis.barh(range(len(names)), values, color=[OURS if name.startswith("ours") else THEIRS for name in names])
+    if panel == "first_token":
+        part = [middle(run["sides"][name], "vision") * scale for name in names]
+        axis.barh(range(len(names)), part, color=VISION, height=0.4)
+        title += " (yellow: vision)"
+    for place, value in enumerate(values):
+        axis.text(value, place, f" {number(value)}", va="center", fontsize=13)
+    axis.set_xlim(0, max(values) * 1.28)
+    axis.set_title(title, fontsize=13, loc="left")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[["top", "right", "bottom"]].set_visible(False)

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from benchmarks.rivals import kernels
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.runtime.engine import OrtCpuEngine
 from dycoke_edge.runtime.ort_cuda import OrtCudaEngine
 

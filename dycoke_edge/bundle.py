@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,15 @@ from dycoke_edge.errors import BundleError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST = "dycoke_edge.json"
+SEAL = "manifest_sha256"  # its key for its own hash
 EMBED = "onnx/embed_tokens.npy"
 WEIGHTS = "onnx/decoder_weights.json"
 VISION_WEIGHTS = "onnx/vision_weights.json"
+EXAMPLE = "example.mp4"  # a clip that the model can be tried on; most bundles have none
 Table = TypeVar("Table", WeightTable, VisionTable)
+
+
+Identity: TypeAlias = "tuple[int, ...] | None"  # device, inode, ns of change, bytes; None: the file is gone
 
 
 class FileEntry(BaseModel):
@@ -33,6 +38,15 @@ class FileEntry(BaseModel):
 
     size: NonNegativeInt
     sha256: str
+
+
+class Knows(BaseModel):
+    """What a model is for that knows little: in words, and questions that it can answer about `EXAMPLE`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    what: str
+    questions: tuple[str, ...]
 
 
 class Manifest(BaseModel):
@@ -53,6 +67,7 @@ class Manifest(BaseModel):
     newline_id: NonNegativeInt  # row of embed_tokens.npy that holds the newline the model puts after a video
     stop_token_ids: tuple[int, ...]
     random_seed: int | None  # set when the weights are random: the text means nothing
+    knows: Knows | None = None  # set for a model of one small domain: about anything else its text means nothing
     files: dict[str, FileEntry]
 
     @field_validator("model")
@@ -72,6 +87,21 @@ class Bundle:
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        self._opened = dict[str, Identity]()  # of every file; empty where none was looked at
+
+    def check_same(self) -> None:
+        """BundleError if a file was replaced, changed or removed since the bundle was opened: what is loaded from it
+        now would be mixed with what was loaded before."""
+        for name, identity in self._opened.items():
+            if _identity(self.path / name) != identity:
+                raise BundleError(
+                    f"{self.path / name} was replaced or removed while the bundle was in use; start again to use what "
+                    "is there now"
+                )
+
+    def remember(self) -> None:
+        """Note which files the bundle consists of now, for `check_same`."""
+        self._opened = {name: _identity(self.path / name) for name in (MANIFEST, *self.manifest.files)}
 
     @property
     def model(self) -> ModelSpec:
@@ -80,7 +110,8 @@ class Bundle:
 
     def graph_path(self, name: str, provider: Provider = "cpu") -> Path:
         """The file of a graph, in the form that is for a provider; BundleError if the bundle lacks that form, as those
-        of 0.1 do."""
+        of 0.1 do, or was replaced since it was opened."""
+        self.check_same()
         file = f"onnx/{contract.FORMS.get((name, provider), name)}.onnx"
         if (name, provider) in contract.FORMS and file not in self.manifest.files:
             raise BundleError(f"{self.path} has no {file}, which --provider {provider} runs; export again")
@@ -170,6 +201,9 @@ def _open(path: Path) -> Bundle:
         raise BundleError(f"{path / MANIFEST} does not list {name}; export again")
     for name, entry in manifest.files.items():
         _check_file(path, name, entry)
+    bundle.remember()
+    if _read_manifest(path) != manifest:
+        raise BundleError(f"{path} was replaced while it was opened; try again")
     return bundle
 
 
@@ -193,7 +227,8 @@ def _read_manifest(path: Path) -> Manifest:
             f"make one with: dycoke-edge export {path} BUNDLE"
         )
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_bytes().decode()
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} cannot be read ({_first_line(error)}); export again") from None
     if not isinstance(data, dict) or "format_version" not in data:
@@ -205,12 +240,33 @@ def _read_manifest(path: Path) -> Manifest:
             f"{file} has format {version}, {age} one than this version reads ({FORMAT_VERSION}); "
             "update dycoke-edge or export again"
         )
+    if not _is_sealed(text, data.pop(SEAL, None)):
+        raise BundleError(f"{file} does not match the sha256 in its first line; copy it again or export again")
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BundleError(f"{file}: {where}: {first['msg']}; export again") from None
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The text of a manifest with its own hash, that of the text with an empty one, in front."""
+    text = json.dumps({SEAL: "", **{key: value for key, value in manifest.items() if key != SEAL}}, indent=1) + "\n"
+    return text.replace(f'"{SEAL}": ""', f'"{SEAL}": "{hashlib.sha256(text.encode()).hexdigest()}"', 1)
+
+
+def _is_sealed(text: str, seal: object) -> bool:
+    blank = text.replace(f'"{SEAL}": "{seal}"', f'"{SEAL}": ""', 1)
+    return hashlib.sha256(blank.encode()).hexdigest() == seal
+
+
+def _identity(file: Path) -> Identity:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _first_line(error: Exception) -> str:

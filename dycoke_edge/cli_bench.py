@@ -13,7 +13,7 @@ from rich.table import Table
 
 from dycoke_edge import __version__
 from dycoke_edge import cli_output as output
-from dycoke_edge.cli_options import add, command, installed, single, take
+from dycoke_edge.cli_options import add, add_bundle, command, installed, single, take
 from dycoke_edge.config import BenchSpec, Compression, EngineSpec
 from dycoke_edge.doctor import examine
 from dycoke_edge.errors import EngineError, UsageError
@@ -58,8 +58,18 @@ FACTS = (
 
 def add_commands(commands: Any) -> None:
     """Add the command of this file to the command line."""
-    p = command(commands, "bench", bench, "measure every stage on this machine, without and with compression")
-    p.add_argument("bundle", type=Path, metavar="BUNDLE")
+    p = command(
+        commands,
+        "bench",
+        bench,
+        "measure every stage on this machine, without and with compression",
+        (
+            "bench BUNDLE",
+            "bench BUNDLE --video clip.mp4 --num-frames 32 --stages e2e",
+            "bench BUNDLE --stages prefill decode --export-json bench.json --export-csv bench.csv",
+        ),
+    )
+    add_bundle(p)
     p.add_argument("--video", action="append", metavar="CLIP", help="frames to use; without it they are made up")
     p.add_argument("--export-json", metavar="FILE", help="also write the line of stdout to a file, readable")
     p.add_argument("--export-csv", metavar="FILE", help="write a table, a line a stage, setting and metric")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import Bundle, open_bundle
-from dycoke_edge.cli_options import add, command, installed, take
+from dycoke_edge.cli_options import add, add_bundle, command, installed, take
 from dycoke_edge.config import BuildSpec
 from dycoke_edge.errors import EngineError
 
@@ -20,8 +19,14 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Add the command to the parser."""
-    p = command(commands, "build", build, "build TensorRT plans for this machine")
-    p.add_argument("bundle", type=Path, metavar="BUNDLE")
+    p = command(
+        commands,
+        "build",
+        build,
+        "build TensorRT plans for this machine",
+        ("build BUNDLE --dry-run", "build BUNDLE --vision-batch 16 --workspace 1024"),
+    )
+    add_bundle(p)
     add(p, BuildSpec)
     p.add_argument("--dry-run", action="store_true", help="build nothing; say what memory and disk it takes")
     p.add_argument("--json", action="store_true", help="print JSON")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from dycoke_edge import cli_output as output
 from dycoke_edge.cli_environment import HELP, fill
-from dycoke_edge.cli_options import add, command, installed, single, take
+from dycoke_edge.cli_options import add, add_bundle, command, installed, single, take
 from dycoke_edge.cli_screen import Screen
 from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Sampling
 from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
@@ -24,15 +23,24 @@ if TYPE_CHECKING:
 
 CAMERA = ("fps", "window_s", "every_s", "max_new_tokens", "realtime")
 RULE = ("threshold", "clear_threshold", "min_mass", "consecutive", "cooldown_s", "update_s")
-READING = ("open_timeout", "read_timeout", "stall_timeout", "transport", "allow_gst")
+READING = ("open_timeout", "read_timeout", "stall_timeout", "max_pixels", "transport", "allow_gst")
 LIVE = ("gate_threshold", "scene_cut", "max_question_tokens")
 URI = f"rtsp:// rtsps:// v4l2:// csi:// test:// or the path of a video file; {HELP}"
 
 
 def add_commands(commands: Any) -> None:
     """Add the commands of this file to the command line."""
-    p = command(commands, "watch", watch, "look at a camera or a video file window by window: JSON Lines, or text")
-    p.add_argument("bundle", type=Path, metavar="BUNDLE")
+    p = command(
+        commands,
+        "watch",
+        watch,
+        "look at a camera or a video file window by window: JSON Lines, or text",
+        (
+            'watch BUNDLE clip.mp4 --ask "What happens?" --window 4 --every 2 --fps 2',
+            'watch BUNDLE rtsp://camera/stream --rule "person=Is a person in view?" --json',
+        ),
+    )
+    add_bundle(p)
     p.add_argument("uri", metavar="URI", help=URI)
     p.add_argument("--ask", action="append", metavar="TEXT", help="question that every window is asked")
     p.add_argument(
@@ -52,8 +60,14 @@ def add_commands(commands: Any) -> None:
     add(p, Compression)
     add(p, EngineSpec)
 
-    p = command(commands, "ask", ask, "answer one question about a video file, or about what a camera shows now")
-    p.add_argument("bundle", type=Path, metavar="BUNDLE")
+    p = command(
+        commands,
+        "ask",
+        ask,
+        "answer one question about a video file, or about what a camera shows now",
+        ('ask BUNDLE clip.mp4 "Is the door open?"', 'ask BUNDLE rtsp://camera/stream "Is the door open?" --window 4'),
+    )
+    add_bundle(p)
     p.add_argument("uri", metavar="URI", help=URI)
     p.add_argument("prompt", metavar="TEXT", help="the question")
     p.add_argument("--json", action="store_true", help="print one JSON object with the answer and its statistics")
@@ -65,7 +79,13 @@ def add_commands(commands: Any) -> None:
     add(p, Sampling)
     add(p, EngineSpec)
 
-    p = command(commands, "probe", probe, "open a camera or a video file and say what it sends; no model is needed")
+    p = command(
+        commands,
+        "probe",
+        probe,
+        "open a camera or a video file and say what it sends; no model is needed",
+        ("probe clip.mp4", "probe v4l2:///dev/video0 --json"),
+    )
     p.add_argument("uri", metavar="URI", help=URI)
     p.add_argument("--json", action="store_true", help="print JSON")
     add(p, ReaderSpec, only=READING)
@@ -88,8 +108,7 @@ def watch(args: argparse.Namespace) -> None:
     allocator.keep_small()
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(take(args, EngineSpec)))
     watcher = CameraWatcher(llm, [camera], rules, screen, compression, reading=reading, live=live)
-    output.random_weights(llm.bundle.manifest)
-    output.half_precision(llm.bundle.manifest, args.provider)
+    output.about(llm.bundle, args.provider)
     try:
         with watcher:
             try:
@@ -105,16 +124,18 @@ def ask(args: argparse.Namespace) -> None:
     with installed("ask", "dycoke-edge", EngineError):
         from dycoke_edge.runtime.camera.uri import parse_uri
         from dycoke_edge.runtime.pipeline import VideoLLM
-    sampling, compression, clip = take(args, Sampling), _compression(args), take(args, Clip, ("num_frames", "fps"))
+    sampling, compression = take(args, Sampling), _compression(args)
+    clip = take(args, Clip, ("num_frames", "fps", "max_pixels"))
     uri, engine = fill(args.uri), take(args, EngineSpec)
     address = parse_uri(uri)
     llm = VideoLLM.load(args.bundle, **dataclasses.asdict(engine))
-    output.random_weights(llm.bundle.manifest)
+    output.about(llm.bundle, engine.provider)
     if address.kind == "file":
         pieces = llm.stream(args.prompt, address.target, None, compression, sampling, clip)
-        reply = llm.reply(pieces if args.json else output.echo(pieces), sampling)
+        reply = llm.reply(pieces if args.json else output.echo(pieces))
         if args.json:
             output.json_line(reply.as_dict())
+        output.repeated(reply.finish_reason)
         return
     camera = Camera("camera", uri, window_s=args.window_s, **({"fps": args.fps} if args.fps else {}))
     answer = _ask_camera(llm, camera, args.prompt, sampling, compression, take(args, ReaderSpec, READING))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dycoke_edge.bundle import Manifest
+from dycoke_edge.bundle import EXAMPLE, Bundle, Manifest
+from dycoke_edge.errors import UsageError
 
 if TYPE_CHECKING:
     from dycoke_edge.parity import Parity
@@ -28,11 +31,33 @@ if TYPE_CHECKING:
 people = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
+def prepare() -> None:
+    """Have the standard streams take any text: one that was closed becomes a place where nothing is kept, and what an
+    encoding lacks is printed as a question mark."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: else the next file that is opened would be taken for it
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(0, "r"))
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w"))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w"))
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def help_alone(parser: argparse.ArgumentParser) -> NoReturn:
+    """What a command line without a command prints; nothing was done, so that is bad use."""
+    parser.print_help()
+    raise SystemExit(UsageError.exit_code)
+
+
 def error(text: str) -> None:
     """One line without credentials, whatever the text."""
-    from dycoke_edge.runtime.camera.redact import redact  # late: the command line loads no side before it is used
+    from dycoke_edge.runtime.camera.redact import printable, redact  # late: no side is loaded before it is used
 
-    print("dycoke-edge: " + " ".join(redact(text).split()), file=sys.stderr)
+    print("dycoke-edge: " + printable(" ".join(redact(text).split())), file=sys.stderr)
 
 
 @contextmanager
@@ -50,6 +75,15 @@ def drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def drop_unread() -> None:
+    """Let what cannot be written now, because nobody reads it, go nowhere. A write that waits is tried again by Python
+    after the signal in whose handler this is called, and then ends."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(io.UnsupportedOperation, OSError, ValueError):
+            if not select.select([], [stream.fileno()], [], 0)[1]:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def json_line(data: dict[str, Any]) -> None:
     """One JSON object on one line of stdout, at once."""
     print(json.dumps(data), flush=True)
@@ -59,7 +93,7 @@ def json_line(data: dict[str, Any]) -> None:
 def progress() -> Iterator[Callable[[str, float], None]]:
     """A progress bar on stderr, only on a terminal; the function given takes what is done now and a share of 1."""
     columns = (TextColumn("{task.description:28}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=people, transient=True, disable=not people.is_terminal) as bar:
+    with Progress(*columns, console=people, transient=True, disable=people.quiet or not people.is_terminal) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda what, share: bar.update(task, description=what, completed=share)
 
@@ -79,6 +113,17 @@ def random_weights(manifest: Manifest) -> None:
         people.print(f"note: this model has random weights (seed {manifest.random_seed}); its text means nothing")
 
 
+def about(bundle: Bundle, provider: str) -> None:
+    """What to know of a model before its text is read."""
+    random_weights(bundle.manifest)
+    half_precision(bundle.manifest, provider)
+    knows, example = bundle.manifest.knows, bundle.path / EXAMPLE
+    if knows is not None:
+        where = f" about {example}" if example.is_file() else ""
+        asked = ", ".join(f'"{question}"' for question in knows.questions)
+        note(f"this model knows {knows.what}. Of anything else its text means nothing. Try{where}: {asked}")
+
+
 def note(text: str) -> None:
     """Something that people should know."""
     people.print(f"note: {text}")
@@ -90,6 +135,12 @@ def half_precision(manifest: Manifest, provider: str) -> None:
         people.print("note: the CPU computes in fp32 and holds fp16 weights a second time so; use --dtype fp32 here")
 
 
+def repeated(finish_reason: str) -> None:
+    """Say why an answer that repeats itself ends where it does."""
+    if finish_reason == "repetition":
+        note("the answer repeats itself and was stopped; --repeat-limit 0 lets it go on")
+
+
 def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Pass pieces on, printing their text as it comes."""
     for piece in pieces:
@@ -97,6 +148,11 @@ def echo(pieces: Iterable[Piece]) -> Iterator[Piece]:
         sys.stdout.flush()
         yield piece
     sys.stdout.write("\n")
+
+
+def text(whole: str) -> None:
+    """Text as it is."""
+    print(whole)
 
 
 def answer(text: str, whole: dict[str, Any], as_json: bool) -> None:
@@ -148,7 +204,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    people.print(f"wrote {path}: bright tokens were attended to at the end, half bright set aside, dim dropped")
+    people.print(f"wrote {path}")
 
 
 def _ms(seconds: float | None) -> str:
@@ -175,10 +231,12 @@ def _readable(key: str, value: Any) -> str:
 
 def event(one: Event) -> None:
     """An event of a camera for people: what was seen on stdout, how it goes on stderr."""
+    from dycoke_edge.runtime.camera.redact import printable
+
     clock = datetime.fromtimestamp(one.time, timezone.utc).strftime("%H:%M:%S")
-    reason = f" ({one.reason})" if one.reason else ""
+    reason = f" ({printable(one.reason)})" if one.reason else ""
     if one.type == "description":
-        print(f"{clock} {' '.join(one.text.split())}", flush=True)
+        print(f"{clock} {printable(' '.join(one.text.split()))}", flush=True)
     elif one.type == "alert":
         score = "" if one.score is None else f" {one.score:.2f}"
         print(f"{clock} {one.severity} {one.rule_id} {one.phase} {one.verdict}{score}{reason}", flush=True)

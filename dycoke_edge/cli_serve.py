@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from dycoke_edge import cli_output as output
 from dycoke_edge.bundle import Bundle, open_bundle
 from dycoke_edge.cli_environment import HELP, fill
-from dycoke_edge.cli_options import command, installed
+from dycoke_edge.cli_options import add_bundle, command, installed
 from dycoke_edge.config import Compression
-from dycoke_edge.errors import UsageError
+from dycoke_edge.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     from dycoke_edge.runtime.camera.events import Sink
@@ -29,8 +29,9 @@ STOP_S = 3.0  # that open alerts and sinks have to be finished
 def add_commands(commands: Any) -> None:
     """Add the command to the command line."""
     help = "watch cameras and answer over HTTP: OpenAI's API, alerts, events, metrics, a page"
-    p = command(commands, "serve", serve, help)
-    p.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE")
+    examples = ("serve BUNDLE --config cameras.yaml --check", "serve BUNDLE --config cameras.yaml", "serve --schema")
+    p = command(commands, "serve", serve, help, examples)
+    add_bundle(p, nargs="?")
     p.add_argument("--config", type=Path, metavar="FILE", help=f"cameras, rules, sinks and the server, in YAML; {HELP}")
     p.add_argument("--host", metavar="ADDRESS", help="address to listen on, instead of the file's server.host")
     p.add_argument("--port", type=int, metavar="N", help="port to listen on, instead of the file's server.port")
@@ -106,6 +107,13 @@ def run(bundle: Path, config: ServeConfig) -> None:
     from dycoke_edge.runtime.serve.app import make_app
     from dycoke_edge.runtime.serve.listener import make_server
 
+    panics = list[BaseException]()
+
+    def panicked(error: BaseException) -> None:
+        panics.append(error)
+        if config.server.on_panic == "exit":
+            server.stop()
+
     _log()
     allocator.keep_small()
     with listen(config.server.host, config.server.port) as listening:
@@ -121,6 +129,7 @@ def run(bundle: Path, config: ServeConfig) -> None:
             waiting=config.server.max_chats,
             reading=config.reading,
             live=config.live,
+            on_panic=panicked,
         )
         server = make_server(make_app(watcher, llm, config.server), config.server)
         watcher.start()
@@ -130,6 +139,8 @@ def run(bundle: Path, config: ServeConfig) -> None:
             server.run(sockets=[listening])
         finally:
             watcher.stop(STOP_S)
+    if panics and config.server.on_panic == "exit":
+        raise EngineError(f"the model's library fell over ({type(panics[0]).__name__}) and server.on_panic is exit")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -206,12 +217,18 @@ def filled(data: Any, key: str) -> Any:
 
 
 class _Plain(logging.Formatter):
-    """Log lines without credentials, whoever wrote them: tracebacks and other libraries too."""
+    """Log lines without credentials, whoever wrote them: tracebacks and other libraries too. What a stranger sent can
+    neither begin a line nor steer a terminal; of a traceback all lines but the first are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from dycoke_edge.runtime.camera.redact import redact
+        from dycoke_edge.runtime.camera.redact import printable, redact
 
-        return redact(super().format(record))
+        return "\n    ".join(map(printable, redact(super().format(record)).split("\n")))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        from dycoke_edge.runtime.camera.redact import printable
+
+        return printable(super().formatMessage(record))
 
 
 def _log() -> None:

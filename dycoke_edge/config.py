@@ -5,8 +5,9 @@ them from here."""
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ Seeing = Literal["kernels", "graph"]
 BUDGET = 0.25  # of mode coverage
 RATIO = 0.7  # the paper's K
 PRUNE = {"coverage": 0.5, "paper": 0.7, "official": 0.7}
+MOST_PIXELS = 36_000_000  # a little over 8K
 SCRATCH_ROWS = 4096  # a prefill chunk shrinks behind more rows than this, so that its scratch memory stays bounded
 
 
@@ -57,6 +59,20 @@ class Options:
                 _check(field, item)
 
 
+def split(call: str, options: Mapping[str, Any], *groups: type[Options]) -> list[dict[str, Any]]:
+    """The fields of each group among `options`, lists as tuples. UsageError for a name that is in none, with the
+    nearest that is."""
+    names = [{field.name for field in dataclasses.fields(group)} for group in groups]
+    for name in options:
+        if not any(name in own for own in names):
+            near = difflib.get_close_matches(name, sorted(set().union(*names)), 1, 0.5)
+            known = " and ".join(group.__name__ for group in groups)
+            hint = f"did you mean {near[0]}?" if near else f"give {groups[0].__name__}'s, e.g. {sorted(names[0])[0]}"
+            raise UsageError(f"{call}: there is no option {name}; {hint} (options are the fields of {known})")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return [{name: given[name] for name in given if name in own} for own in names]
+
+
 def _check(field: dataclasses.Field[Any], value: object) -> None:
     low, high, choices = (field.metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
@@ -84,9 +100,10 @@ def _bad(field: dataclasses.Field[Any], value: object, rule: str) -> UsageError:
 
 @dataclass(frozen=True)
 class Compression(Options):
-    """Which visual tokens enter the decoder (merge), and which of them its deep layers see while decoding (keep).
+    """Which visual tokens enter the decoder (merge), and which of them its deep layers see while decoding (keep): by
+    coverage, the project's own way, or as DyCoke (arXiv 2411.15024) has it.
 
-    Mode "coverage" is the project's own (`dycoke.py`). Modes "paper" and "official" are DyCoke (arXiv 2411.15024):
+    Mode "coverage" is described in `dycoke.py`. Modes "paper" and "official" are DyCoke:
     `merge_ratio` is the paper's K, `prune_ratio` its P; its L is the bundle's split layer; `refresh_threshold` is the
     cosine of the released code, `weigh` what ToMe does (arXiv 2210.09461). A field that is not given takes the default
     of its mode; after that none is None, and `budget` is 1 outside of coverage, `merge_ratio` 0 within.
@@ -182,6 +199,19 @@ class Compression(Options):
         """The same graphs without compression: nothing merged, nothing set aside."""
         return cls(merge_ratio=0.0, prune_ratio=0.0)
 
+    def but(self, **given: Any) -> Compression:
+        """These settings with some given instead, which may ask for another mode: `merge_ratio` for the paper's,
+        `budget` for coverage. What the modes share stays then; the rest takes the defaults of the new one."""
+        mode = given.get("mode") or self.mode
+        if "mode" not in given and "merge_ratio" in given and self.mode == "coverage":
+            mode = "paper"
+        if "mode" not in given and "budget" in given:
+            mode = "coverage"
+        if mode == self.mode:
+            return dataclasses.replace(self, **given)
+        shared = {"refresh_threshold": self.refresh_threshold, "free_parked": self.free_parked}
+        return Compression(**(shared | given | {"mode": mode}))
+
     @property
     def merges(self) -> bool:
         """Merge has something to do: tokens to drop, or rows to find that keep parks."""
@@ -202,13 +232,18 @@ class Compression(Options):
 
 @dataclass(frozen=True)
 class Sampling(Options):
-    """How tokens are drawn. `temperature` 0 is greedy. `stop_token_ids` None means the bundle's own, () none."""
+    """How tokens are drawn, and when an answer ends. `temperature` 0 is greedy. `stop_token_ids` None means the
+    bundle's own; with () nothing but `max_new_tokens` ends an answer, not even `repeat_limit`: the most tokens that one
+    phrase, said three times in a row or more, may fill."""
 
     max_new_tokens: int = option(128, "longest answer, in tokens", 1, 2**20)
     temperature: float = option(0.0, "0 is greedy; higher is more random", 0)
     top_p: float = option(1.0, "draw from the smallest set of tokens with this probability", 0, 1)
     seed: int = option(0, "seed of the random draw", 0, 2**63)
     stop_token_ids: tuple[int, ...] | None = option(None, "token ids that end the answer (the bundle's own)", 0)
+    repeat_limit: int = option(
+        32, "tokens that a phrase said again and again may fill before the answer is stopped; 0 is off", 0, 2**20
+    )
 
 
 @dataclass(frozen=True)
@@ -219,6 +254,7 @@ class Clip(Options):
     fps: float | None = option(None, "frames a second, instead of --num-frames", 1e-3, 1000)
     start: float = option(0.0, "where to begin, in seconds", 0)
     end: float | None = option(None, "where to stop, in seconds", 0)
+    max_pixels: int = option(MOST_PIXELS, "most pixels (width x height) of a picture that is decoded", 1, 2**28)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from dycoke_edge.config import Options, option
+from dycoke_edge.config import MOST_PIXELS, Options, option
 from dycoke_edge.errors import UsageError
 
 
@@ -24,8 +24,10 @@ class ReaderSpec(Options):
     retry_first: float = option(1.0, "seconds before the first reconnect; doubles from then on", 0.01, 3600)
     retry_most: float = option(60.0, "most seconds between reconnects; the first after a wrong password", 0.01, 86400)
     healthy: float = option(30.0, "seconds online after which the next reconnect is quick again", 0, 86400)
-    jump: float = option(5.0, "seconds that a stream's clock may leap before frames are kept apart", 0.1, 86400)
+    jump: float = option(5.0, "seconds that a live stream's clock may leap before frames are kept apart", 0.1, 86400)
+    max_pixels: int = option(MOST_PIXELS, "most pixels (width x height) of a picture that is decoded", 1, 2**28)
     transport: str = option("tcp", "how RTSP sends video", choices=("tcp", "udp"))
+    hosts: tuple[str, ...] = option((), "hosts or networks that an RTSP stream may come from, over TCP; none means all")
     allow_gst: bool = option(False, "take gst:// pipelines, which can do whatever GStreamer can")
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class Camera(Options):
     max_new_tokens: int = option(64, "longest answer to the prompt, in tokens", 1, 4096)
     stale_s: float = option(20.0, "after so many seconds without a frame there is no recent video", 0.1, 86400)
     realtime: bool = option(False, "play a file at its own speed, as a camera would")
+    hosts: tuple[str, ...] = option((), "hosts or networks that an RTSP stream may come from, over TCP; none means all")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,8 +17,8 @@ GPU = ("onnxruntime-gpu", "cuda-bindings", "tensorrt")
 def examine() -> dict[str, Any]:
     """Versions (null where absent), processors, memory, and what can be done with them."""
     packages = {name: _version(name) for name in (*DEVICE, *EXPORT, *GPU)}
-    providers = _providers()
-    missing = [name for name in DEVICE if packages[name] is None and not (name == "onnxruntime" and providers)]
+    providers, telemetry = _onnxruntime()
+    missing = [name for name in DEVICE if (not providers if name == "onnxruntime" else packages[name] is None)]
     return {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
@@ -28,9 +28,11 @@ def examine() -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(".").free,
         "packages": packages,
         "onnxruntime_providers": providers,  # of onnxruntime or onnxruntime-gpu, which own the same files
+        "onnxruntime_telemetry": telemetry,
         "can_run": not missing,
         "can_export": not missing and all(packages[name] for name in EXPORT),
         "missing": missing,
+        "to_run": f"pip install --force-reinstall {' '.join(missing)}" if missing else None,
     }
 
 
@@ -41,12 +43,14 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _providers() -> list[str]:
+def _onnxruntime() -> tuple[list[str], str | None]:
+    """Its providers, and whether it is quiet; none and None where it is absent."""
     try:
-        import onnxruntime
+        from dycoke_edge.ort import SWITCH, TELEMETRY_OFF, onnxruntime
     except ImportError:
-        return []
-    return list(onnxruntime.get_available_providers())
+        return [], None
+    sooner = f"not off: imported before dycoke_edge, so set {SWITCH}=1 in the environment"
+    return list(onnxruntime.get_available_providers()), "off" if TELEMETRY_OFF else sooner
 
 
 def _read(file: str) -> str | None:

@@ -7,6 +7,7 @@ DycokeEdgeError
 │   └── StaleError   exit 3   a camera without recent video
 ├── BundleError      exit 4   a bundle that is missing, damaged, foreign or newer
 ├── EngineError      exit 4   an inference engine that is not there or failed
+│   └── UnavailableError exit 4   nobody who answers: a watcher that was stopped, or whose model's library fell over
 └── BusyError        exit 4   more questions are waiting than the line holds, or an answer lies half read
 
 Each text is one line that names the option or file and a value that works. Our own bugs are `assert`s.
@@ -55,6 +56,10 @@ class EngineError(DycokeEdgeError, RuntimeError):
     """An inference engine that is not available or that failed."""
 
     exit_code = 4
+
+
+class UnavailableError(EngineError):
+    """Nobody answers now: the watcher was stopped, or a library of its model fell over."""
 
 
 class StaleError(InputError):

@@ -56,7 +56,7 @@ def worst_of(results: Sequence[Parity]) -> Parity | None:
 
 def run_on_cpu(path: Path, feeds: dict[str, Array], dtype: DType) -> list[Array]:
     """Run a graph with ONNX Runtime on the CPU in little memory; its outputs in the contract's order."""
-    import onnxruntime  # late: the command line loads no engine before it is used
+    from dycoke_edge.ort import onnxruntime  # late: the command line loads no engine before it is used
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_prepacking", "1")  # keeps weights mapped: 7B fits

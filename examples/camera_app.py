@@ -1,7 +1,7 @@
 """A camera application in one file: two cameras, two rules, one model, and a question in between.
 
-make demo                                                   # once: the default model as a bundle
-.venv/bin/python -m examples.camera_app                     # on test pictures and a clip
+make demo                                                   # once: the model that is here as a bundle
+.venv/bin/python -m examples.camera_app                     # on a drawn clip, twice
 .venv/bin/python -m examples.camera_app BUNDLE rtsp://user:password@camera/stream 0   # 0 is /dev/video0
 """
 
@@ -13,12 +13,13 @@ from pathlib import Path
 from dycoke_edge import Camera, CameraWatcher, Event, Rule, VideoLLM
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
 
-BUNDLE = "build/default-bundle"
-URIS = ["test://?seconds=30&motion=2", "examples/clip.mp4"]
+BUNDLE = "build/tiny-bundle"
+URIS = ["examples/scene.mp4"] * 2
+PROMPT, QUESTION = "How many objects are there?", "What came or left in the last frames?"
 
-RULES = [
+RULES = [  # that model knows drawn scenes only; ask another one about people, smoke, open doors
     Rule("moving", "Is anything moving?", threshold=0.6, clear_threshold=0.4, consecutive=2, cooldown_s=30),
-    Rule("people", "Is a person in view?", alert_type="intrusion", severity="warning"),
+    Rule("triangle", "Does the yellow triangle enter?", alert_type="intrusion", severity="warning"),
 ]
 
 
@@ -37,7 +38,15 @@ def on_event(event: Event) -> None:
 def main(bundle: str = BUNDLE, *uris: str) -> None:
     """Watch until the files end, or for ever."""
     cameras = [
-        Camera(f"camera{number}", uri, fps=2, window_s=4, every_s=2, prompt="What happens?", max_new_tokens=16)
+        Camera(
+            f"camera{number}",
+            uri,
+            fps=2,
+            window_s=4,
+            every_s=2,
+            prompt=PROMPT,
+            max_new_tokens=16,
+        )
         for number, uri in enumerate(uris or URIS, 1)
     ]
     log = JsonlSink(Path("build/events.jsonl"))
@@ -45,7 +54,7 @@ def main(bundle: str = BUNDLE, *uris: str) -> None:
         asked = False
         while not watcher.join(timeout=1):
             if not asked and watcher.window("camera1"):
-                answer = watcher.ask("camera1", "What colour is it?")  # rules and alerts go on meanwhile
+                answer = watcher.ask("camera1", QUESTION)  # rules and alerts go on meanwhile
                 print(
                     f"asked: {answer.text!r}" if answer.status == "ok" else f"asked: {answer.status}, {answer.reason}"
                 )

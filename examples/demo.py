@@ -7,7 +7,9 @@ import shlex
 import shutil
 from pathlib import Path
 
+from dycoke_edge.bundle import MANIFEST, open_bundle
 from dycoke_edge.cli import main
+from dycoke_edge.errors import BundleError
 
 BUNDLE, SHEET = Path("build/tiny-bundle"), Path("build/explain.png")
 WEIGHTS = Path("export/tiny/model.safetensors")
@@ -27,9 +29,18 @@ def dycoke_edge(*arguments: str) -> None:
         raise SystemExit(code)
 
 
+def _is_of_today() -> bool:
+    """The bundle can be read, and is of the model that is shipped now."""
+    try:
+        manifest = open_bundle(BUNDLE).path / MANIFEST
+    except BundleError:
+        return False
+    return manifest.stat().st_mtime >= WEIGHTS.stat().st_mtime
+
+
 def demo() -> None:
-    if BUNDLE.exists() and (BUNDLE / "dycoke_edge.json").stat().st_mtime < WEIGHTS.stat().st_mtime:
-        shutil.rmtree(BUNDLE)  # of the model that was shipped before
+    if BUNDLE.exists() and not _is_of_today():
+        shutil.rmtree(BUNDLE)
     if not BUNDLE.exists():
         dycoke_edge("export", "tiny", str(BUNDLE))
     for question, answer in QUESTIONS.items():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge import __version__, contract
-from dycoke_edge.bundle import EMBED, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files
+from dycoke_edge.bundle import EMBED, EXAMPLE, FORMAT_VERSION, MANIFEST, WEIGHTS, Manifest, list_files, sealed
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import BundleError, UsageError
@@ -50,11 +50,13 @@ def export(
         (folder / "onnx").mkdir()
         _check_room(folder, checkpoint, model)
         tokens = tokenizer.write(folder, checkpoint)
+        if (checkpoint.path / EXAMPLE).is_file():
+            shutil.copyfile(checkpoint.path / EXAMPLE, folder / EXAMPLE)
         _write(folder, checkpoint, model, ratios, on_progress, on_parity)
         manifest = _manifest(checkpoint, model, ratios, tokens, folder)
         on_progress("hashing", 0.97)
         manifest = manifest.model_copy(update={"files": list_files(folder)})
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+        (folder / MANIFEST).write_text(sealed(manifest.model_dump(mode="json")))
         folder.rename(target)
     on_progress("done", 1.0)
     return manifest
@@ -158,5 +160,6 @@ def _manifest(
         newline_id=model.vocab_size,
         stop_token_ids=tokens.stop,
         random_seed=checkpoint.random_seed,
+        knows=checkpoint.knows,
         files={},
     )

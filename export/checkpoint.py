@@ -17,11 +17,14 @@ from typing import Any
 import torch
 import transformers
 from optimum.exporters.tasks import TasksManager
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from dycoke_edge.bundle import Knows
 from dycoke_edge.config import DType
 from dycoke_edge.contract import ModelSpec
 from dycoke_edge.errors import InputError, UsageError
+from dycoke_edge.export.shipped import check_there
 
 MODEL_TYPE = "llava_onevision"
 DTYPES = ("F32", "F16", "BF16", "F64")  # of safetensors; other ones are quantised
@@ -57,6 +60,17 @@ class Checkpoint:
         """Set when the project made this checkpoint with random weights."""
         seed = getattr(self.config, "dycoke_edge_random_seed", None)
         return None if seed is None else int(seed)
+
+    @property
+    def knows(self) -> Knows | None:
+        """Set for a model of one small domain: what that is, and questions to try."""
+        told = getattr(self.config, "dycoke_edge_knows", None)
+        try:
+            return None if told is None else Knows.model_validate(told)
+        except ValidationError:
+            raise InputError(
+                f"{self.path / 'config.json'}: dycoke_edge_knows must be what (a text) and questions (texts)"
+            ) from None
 
     @property
     def num_parameters(self) -> int:
@@ -141,10 +155,7 @@ def _remedy(dtype: DType) -> str:
 
 def _read_config(path: Path) -> Any:
     file = path / "config.json"
-    if not path.is_dir():
-        raise InputError(f"no model folder at {path}; fetch one with: hf download MODEL --local-dir {path}")
-    if not file.is_file():
-        raise InputError(f"{path} has no config.json; give a Hugging Face model directory")
+    check_there(path)
     found = read_json(file).get("model_type", "none")
     if found != MODEL_TYPE:
         raise InputError(f"{file} says model type {found!r}; dycoke-edge exports {MODEL_TYPE!r} with qwen2 and siglip")

@@ -6,8 +6,7 @@ of one layer. What is compared against is not our graph code but the model peopl
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers import AutoModel, Cache
 
 from dycoke_edge import contract
 from dycoke_edge.contract import ModelSpec
@@ -115,64 +113,63 @@ class TorchRun:
 
 
 class TorchDecoder:
-    """transformers' Qwen2 layers, one in memory at a time."""
+    """transformers' Qwen2, a layer of it in memory at a time: as whole models of one layer, whose public names stay."""
 
     def __init__(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         self.checkpoint = checkpoint
         self.spec = spec
-        self.config = checkpoint.config.text_config
-        self.config._attn_implementation = "eager"
+        self.config = _of_one_layer(checkpoint.config.text_config)
 
     def run(self, embeds: torch.Tensor) -> TorchRun:
         """Run all layers on embeds [S+T, E] with a causal mask."""
         rows, half = len(embeds), self.spec.head_dim // 2
         x = embeds[None]
-        cos, sin = qwen2.Qwen2RotaryEmbedding(self.config)(x, torch.arange(rows)[None])
         kv: dict[str, torch.Tensor] = {}
-        hidden = attention = torch.empty(0)
+        hidden = attention = cos = sin = torch.empty(0)
         for i in range(self.spec.num_layers):
-            x, probs, keys, values = self._layer(x, i, (cos, sin))
-            kv |= {f"k_{i}": keys, f"v_{i}": values}
+            model = self._layer(i)
+            cos, sin = model.rotary_emb(x, torch.arange(rows)[None])
+            with torch.no_grad():
+                given = model(inputs_embeds=x, use_cache=True, output_attentions=True)
+            x = given.last_hidden_state
+            keys, values = _cached(given)
+            kv |= {f"k_{i}": keys[0].transpose(0, 1), f"v_{i}": values[0].transpose(0, 1)}
             if i == self.spec.split_layer - 1:
-                hidden, attention = x[0], probs.mean(0)[-NEW:]
+                hidden, attention = x[0], given.attentions[0][0].mean(0)[-NEW:]
         return TorchRun(cos[0, :, :half], sin[0, :, :half], hidden, attention, self._logits(x[0, -1:]), kv)
 
-    def _layer(self, x: torch.Tensor, i: int, turn: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        layer = self._load(lambda: qwen2.Qwen2DecoderLayer(self.config, 0), f"layers.{i}.")
-        seen: list[torch.Tensor] = []
-        layer.self_attn.register_forward_hook(lambda module, args, output: seen.append(output[1]))
-        cache, rows = DynamicCache(), x.shape[1]
-        mask = torch.full((rows, rows), torch.finfo(torch.float32).min).triu(1)[None, None]
-        with torch.no_grad():
-            y = layer(x, attention_mask=mask, position_embeddings=turn, use_cache=True, **{_CACHE_ARGUMENT: cache})
-        y = y[0] if isinstance(y, tuple) else y
-        keys, values = _cached(cache)
-        return y, seen[0][0], keys[0].transpose(0, 1), values[0].transpose(0, 1)
+    def _layer(self, i: int) -> Any:
+        """The model of layer i alone, without the norm at the end."""
+        make: Any = AutoModel.from_config
+        with torch.device("meta"):
+            model = make(self.config, attn_implementation="eager")
+        model.norm = torch.nn.Identity()
+        model.rotary_emb = type(model.rotary_emb)(self.config)  # its buffers are in no checkpoint
+        state = {name: self._weight(f"layers.{i}.{name}") for name in model.layers[0].state_dict()}
+        model.layers[0].load_state_dict(state, assign=True)
+        return model.eval()
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        norm = self._load(lambda: qwen2.Qwen2RMSNorm(self.spec.hidden_size, self.config.rms_norm_eps), "norm.")
-        head = self._weight("lm_head.weight")
-        with torch.no_grad():
-            logits: torch.Tensor = norm(x) @ head.T
-        return logits
-
-    def _load(self, make: Callable[[], torch.nn.Module], prefix: str) -> Any:
-        with torch.device("meta"):
-            module = make()
-        module.load_state_dict({name: self._weight(prefix + name) for name in module.state_dict()}, assign=True)
-        return module.eval()
+        scale, head = self._weight("norm.weight"), self._weight("lm_head.weight")
+        normed = torch.nn.functional.rms_norm(x, scale.shape, scale, self.config.rms_norm_eps)
+        return normed @ head.T
 
     def _weight(self, name: str) -> torch.Tensor:
         """A weight as the bundle rounds it, in fp32."""
         return self.checkpoint.tensor(name, self.spec.dtype).float()
 
 
-_PARAMETERS = inspect.signature(qwen2.Qwen2DecoderLayer.forward).parameters
-_CACHE_ARGUMENT = next(name for name in _PARAMETERS if name.startswith("past_key_value"))  # 4.56 added an s
+def _of_one_layer(config: Any) -> Any:
+    """The configuration of a model of one layer and no vocabulary; its attention is written out."""
+    values = config.to_dict() | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None}
+    if values.get("layer_types"):
+        values["layer_types"] = values["layer_types"][:1]
+    return type(config)(**values)
 
 
-def _cached(cache: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [1, G, S+T, D] of the only layer, whichever transformers."""
+def _cached(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [1, G, S+T, D] of the only layer, whatever a transformers calls them."""
+    cache = next(value for value in given.values() if isinstance(value, Cache))
     if hasattr(cache, "layers"):
         return cache.layers[0].keys, cache.layers[0].values
     return cache.key_cache[0], cache.value_cache[0]

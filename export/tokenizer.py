@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from dycoke_edge.errors import InputError
 from dycoke_edge.export.checkpoint import Checkpoint, read_json, read_text
-from dycoke_edge.template import environment
+from dycoke_edge.template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _chat_template(source: Path) -> str:
 
 def _checked(file: Path, template: str) -> str:
     try:
-        environment().parse(template)
+        ChatTemplate(template)
     except jinja2.TemplateError as error:
         raise InputError(f"{file} holds no valid chat template ({error}); copy it from the original model") from None
     return template

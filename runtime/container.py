@@ -21,12 +21,13 @@ from av.stream import Disposition
 from numpy.typing import NDArray
 
 from dycoke_edge.errors import InputError
+from dycoke_edge.runtime.budget import check_passes, check_size
 
 HEAD = 32  # B-frames are reordered by 16 at most, so these packets hold the frame shown first
 TEXT = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # FFmpeg plays any .txt as a film of letters
-SEEKS = ("mov,", "matroska,")  # others have no index, and stamps that change after a jump
 BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx"))
-MOST_PIXELS = 36_000_000  # of a picture, a little over 8K: a few kilobytes can claim to be far more
+CHUNKS = (b"LIST", b"JUNK", b"idx1")  # of an AVI, on the outside
+SLACK = 16  # bytes; a frame that is cut short is found by its own size
 REPAIR = "copy or record it again, or convert it with ffmpeg"
 
 
@@ -58,18 +59,19 @@ class Index:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
-    """The file and its main video stream. Raises InputError for everything FFmpeg cannot read."""
+def opened(path: Path, most: int) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """The file and its main video stream, whose decoder takes pictures of `most` pixels: a few kilobytes can claim to
+    be of far more. Raises InputError for everything FFmpeg cannot read."""
     try:
         # Without "file:" a colon in the name would be taken for a protocol.
-        with av.open(f"file:{path}", options={"max_pixels": str(MOST_PIXELS)}) as container:
-            yield container, _picture(path, container)
+        with av.open(f"file:{path}", options={"max_pixels": str(most)}) as container:
+            yield container, _picture(path, container, most)
     except (FFmpegError, OSError) as error:
         reason = " ".join((error.strerror or str(error)).split())
         raise InputError(f"{path} (--video) cannot be read as a video ({reason}); {REPAIR}") from error
 
 
-def _picture(path: Path, container: InputContainer) -> av.VideoStream:
+def _picture(path: Path, container: InputContainer, most: int) -> av.VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
         raise InputError(f"{path} (--video) has no video stream; give a file with moving pictures")
@@ -77,13 +79,16 @@ def _picture(path: Path, container: InputContainer) -> av.VideoStream:
         raise InputError(f"{path} (--video) is text, not a video; give a video file")
     if stream.codec_context is None:
         raise InputError(f"{path} (--video) uses a codec this FFmpeg cannot decode; convert it to H.264")
-    if stream.width * stream.height > MOST_PIXELS:
-        raise InputError(
-            f"{path} (--video) is {stream.width} x {stream.height}, too large; scale it to 7680 x 4320 or less"
-        )
+    check_size(f"{path} (--video)", stream.width, stream.height, most)
     stream.thread_type = "AUTO"
-    stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # the size may change on the way
+    stream.codec_context.options = {"max_pixels": str(most)}  # the size may change on the way
     return stream
+
+
+def check_packet(path: Path, stream: av.VideoStream, packet: av.Packet[av.VideoStream], most: int) -> None:
+    """Raises TooLarge for a packet that takes far longer to decode than it is large."""
+    if stream.codec_context.name == "mjpeg" and packet.size:
+        check_passes(f"{path} (--video)", bytes(packet), most)
 
 
 def empty(path: Path) -> InputError:
@@ -107,21 +112,21 @@ def seconds(stream: av.VideoStream, ticks: NDArray[np.int64]) -> NDArray[np.floa
     return ticks * base.numerator / base.denominator
 
 
-def scan(path: Path, start: float = 0.0, end: float | None = None, seek: bool = True) -> Index | None:
+def scan(path: Path, most: int, start: float = 0.0, end: float | None = None, seek: bool = True) -> Index | None:
     """The frames shown in [start, end) seconds, and some around them, from the packets alone.
     None if they carry no usable time stamps. Raises InputError for a file that is unreadable,
     without frames or cut short before `end`."""
-    with opened(path) as (container, stream):
+    with opened(path, most) as (container, stream):
         base = stream.time_base
         if base is None or (container.format.name == "avi" and stream.codec_context.has_b_frames):
             return None  # AVI has room for decoding times only
         stamps = _stamps(container, stream)
-        listed = list(islice(stamps, HEAD))
+        listed = _head(stamps)
         zero = _zero(listed)
-        seek = seek and start > 0 and container.format.name.startswith(SEEKS)
+        seek = seek and start > 0 and _straight(container, stream)
         target = zero + int(start / base) if seek and zero is not None else None
         if target is not None and not _jump(container, stream, target, listed):
-            return scan(path, start, end, seek=False)
+            return scan(path, most, start, end, seek=False)
         limit = None if end is None or zero is None else zero + end / base
         whole = _read(_stamps(container, stream) if target is not None else stamps, listed, limit)
         if not listed:
@@ -137,12 +142,31 @@ def _stamps(container: InputContainer, stream: av.VideoStream) -> Iterator[Stamp
             yield Stamp(p.pts, p.dts, p.duration or 0, p.is_keyframe, not p.is_discard, p.is_corrupt)
 
 
+def _head(stamps: Iterator[Stamp]) -> list[Stamp]:
+    """The packets up to the first that is shown, however many a trimmed file hides before it, and HEAD more."""
+    listed = []
+    for stamp in stamps:
+        listed.append(stamp)
+        if stamp.shown:
+            break
+    return listed + list(islice(stamps, HEAD))
+
+
 def _zero(listed: list[Stamp]) -> int | None:
-    """The stamp of the first frame that can be shown: a recording may begin in the middle of a
-    group of pictures."""
-    keys = [s.pts for s in listed if s.key and s.shown and s.pts is not None]
+    """The stamp of the first frame that can be shown. A recording may begin in the middle of a group of pictures, which
+    nothing can decode; a trimmed one begins with a keyframe that is decoded and not shown."""
+    key = next((s.pts for s in listed if s.key and s.pts is not None), None)
     shown = [s.pts for s in listed if s.shown and s.pts is not None]
-    return keys[0] if keys else min(shown, default=None)
+    return min((pts for pts in shown if key is None or pts >= key), default=None)
+
+
+def _straight(container: InputContainer, stream: av.VideoStream) -> bool:
+    """FFmpeg finds any time in the file. Most formats have no index, and stamps that change after a jump; in an MP4 of
+    several edits stamps fall, and the place found is a wrong one."""
+    if not container.format.name.startswith("mov,"):
+        return container.format.name.startswith("matroska,")
+    entries = getattr(stream, "index_entries", None)  # PyAV before 17 has none
+    return entries is not None and bool((np.diff([entry.timestamp for entry in entries]) > 0).all())
 
 
 def _jump(container: InputContainer, stream: av.VideoStream, target: int, listed: list[Stamp]) -> bool:
@@ -162,7 +186,7 @@ def _read(stamps: Iterable[Stamp], listed: list[Stamp], limit: float | None) -> 
     """Lists the packets up to the one decoded at `limit`; True if the file ended first."""
     for stamp in stamps:
         listed.append(stamp)
-        if limit is not None and stamp.dts is not None and stamp.dts >= limit:
+        if limit is not None and stamp.shown and stamp.dts is not None and stamp.dts >= limit:
             return False
     return True
 
@@ -186,9 +210,8 @@ def declared(path: Path) -> int:
         head = file.read(4096)
         if head[4:8] in BOXES:
             return _boxes(file)
-    if head.startswith(b"RIFF"):
-        size = int.from_bytes(head[4:8], "little")
-        return size + 8 if size < 0xFFFFFFFF else 0
+        if head.startswith(b"RIFF"):
+            return _frames_end(file) - SLACK
     at = head.find(b"\x18\x53\x80\x67") + 4
     return _segment(head, at) if head.startswith(b"\x1a\x45\xdf\xa3") and at >= 4 else 0
 
@@ -203,6 +226,22 @@ def _boxes(file: BinaryIO) -> int:
         size = int.from_bytes(head[:4], "big")
         end += size if size != 1 else int.from_bytes(head[8:], "big")
         if size == 0:
+            return end
+
+
+def _frames_end(file: BinaryIO) -> int:
+    """Where the last list of frames of an AVI ends. The size of the whole is often wrong by some bytes."""
+    at = end = 0
+    while True:
+        file.seek(at)
+        head = file.read(12)
+        size = int.from_bytes(head[4:8], "little")
+        if head[:4] == b"RIFF":
+            at += 12
+        elif head[:4] in CHUNKS and size < 0xFFFFFFFF:
+            at += 8 + size + size % 2
+            end = at if head[8:] == b"movi" else end
+        else:
             return end
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dycoke_edge.errors import UsageError
 
@@ -23,12 +23,13 @@ class Message:
     visual: bool = False
 
 
-Asked = str | Sequence[Message]  # a string is a conversation of one message, the user's
+Said = Message | Mapping[str, Any]  # a mapping has "role" and "content": a text, or a list of parts
+Asked = str | Said | Sequence[Said]  # a string is a conversation of one message, the user's
 
 
 def conversation(asked: Asked, name: str = "prompt (--prompt)") -> tuple[Message, ...]:
     """The messages, the last of them the user's. UsageError for what cannot be said; it calls a string `name`."""
-    messages = (Message("user", asked),) if isinstance(asked, str) else tuple(asked)
+    messages = (Message("user", asked),) if isinstance(asked, str) else tuple(_messages(asked))
     for number, message in enumerate(messages):
         _check(message, name if isinstance(asked, str) else f"messages[{number}]", number + 1 == len(messages))
     if not messages or messages[-1].role != "user":
@@ -56,9 +57,40 @@ def check_live(messages: Sequence[Message]) -> None:
         )
 
 
+def _messages(asked: Said | Sequence[Said]) -> Iterable[Message]:
+    """One message or several, mappings among them."""
+    several = [asked] if isinstance(asked, (Message, Mapping)) else asked
+    for number, said in enumerate(several):
+        yield _of_mapping(said, f"messages[{number}]") if isinstance(said, Mapping) else said
+
+
+def _of_mapping(said: Mapping[str, Any], name: str) -> Message:
+    """A message as OpenAI's clients and chat templates write it. A part of type video or image says where the clip is
+    shown, and holds nothing."""
+    for key in ("role", "content"):
+        if key not in said:
+            raise UsageError(f'{name} has no {key}; give {{"role": "user", "content": "What happens?"}}')
+    content, texts, visual = said["content"], list[str](), False
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
+        raise UsageError(f'{name}: content is a {type(content).__name__}; give a text, or a list of {{"type": ...}}')
+    for part in parts:
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("video", "image") and len(part) == 1:
+            visual = True
+        else:
+            raise UsageError(
+                f'{name}: a part of type {kind!r} is none that is taken; give {{"type": "text", "text": ...}}, and '
+                '{"type": "video"} where the video=... of the call is shown'
+            )
+    return Message(said["role"], "\n".join(texts), visual)
+
+
 def _check(message: Message, name: str, last: bool) -> None:
     if not isinstance(message, Message):
-        raise UsageError(f"{name} is a {type(message).__name__}; give Message(role, text)")
+        raise UsageError(f"{name} is a {type(message).__name__}; give Message(role, text), or a dict")
     if message.role not in get_args(Role):
         raise UsageError(f"{name} has a role that is none; use one of: {', '.join(get_args(Role))}")
     if message.visual and message.role != "user":

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-import onnxruntime
 from numpy.typing import DTypeLike, NDArray
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.errors import EngineError
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
 
 Array = NDArray[Any]
@@ -75,6 +75,7 @@ class OrtCpuEngine:
         path = self._bundle.graph_path(graph, self.provider)
         try:
             session = self._open(graph, path)
+            self._bundle.check_same()  # not while it was opened either
         except EngineError:
             raise
         except Exception as error:  # onnxruntime raises a class of its own per status code

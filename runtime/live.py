@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dycoke_edge.config import Compression, LiveSpec, Sampling
+from dycoke_edge.config import Compression, LiveSpec, Sampling, split
 from dycoke_edge.dycoke import stand_ins
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime import visual
@@ -157,13 +157,19 @@ class LiveVideo:
         self.stats.evicted_frames += forgotten
         return forgotten
 
-    def ask(self, prompt: Asked, sampling: Sampling = Sampling()) -> Generator[Piece, None, None]:  # noqa: B008 - frozen
+    def ask(
+        self,
+        prompt: Asked,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        **options: Any,
+    ) -> Generator[Piece, None, None]:
         """Answer a prompt about the frames in memory, piece by piece, as `VideoLLM.stream` does. Of several messages
-        the first shows the video.
+        the first shows the video. `options` are fields of Sampling, and go before its: max_new_tokens=8.
 
         The rows of question and answer are given back when the generator ends, or is closed half-way.
         UsageError if there is no frame, or no room for the question or the answer.
         """
+        sampling = replace(sampling, **split("LiveVideo.ask", options, Sampling)[0])
         return self.buffer.reading(self._answer(prompt, sampling))
 
     def _answer(self, prompt: Asked, sampling: Sampling) -> Iterator[Piece]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,8 @@ from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.exclusive import Exclusive
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.positions import Positions
-from dycoke_edge.runtime.step import Step
+from dycoke_edge.runtime.repetition import Repetition
+from dycoke_edge.runtime.step import FinishReason, Step
 
 Array = NDArray[Any]
 Ids = NDArray[np.int64]
@@ -78,6 +79,23 @@ class Layers(Protocol):
     def steps(self, kv: KVBuffer, position: int, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """`max_new_tokens` tokens, the first from `logits`; each is computed when it is asked for, at the earliest
         while the one before is read. `position` is that of the next token."""
+
+
+class Ending:
+    """When one answer is over, and why."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._stop = frozenset(sampling.stop_token_ids or ())
+        self._repetition = Repetition(0 if sampling.stop_token_ids == () else sampling.repeat_limit)
+        self._left = sampling.max_new_tokens
+
+    def push(self, token: int) -> FinishReason | None:
+        """Take the next token; the reason if it is the last one."""
+        self._left -= 1
+        repeats = self._repetition.push(token)
+        if token in self._stop:
+            return "stop"
+        return "repetition" if repeats else None if self._left else "length"
 
 
 class Decoder:
@@ -183,16 +201,17 @@ class Decoder:
         self._compute(prompt.visual, prompt.visual_positions, prompt.visual_span, prompt.suffix, prompt.counts)
 
     def decode(self, prompt: Prompt, compression: Compression, sampling: Sampling) -> Iterator[Step]:
-        """Prefill, then yield tokens up to and with a stop token, or `max_new_tokens`."""
+        """Prefill, then yield tokens up to and with a stop token, until they repeat themselves, or `max_new_tokens`."""
         self.prefill(prompt, sampling.max_new_tokens)
         yield from self._generate(compression, sampling)
 
     def _generate(self, compression: Compression, sampling: Sampling) -> Iterator[Step]:
         """Tokens after what was read; `logits` are those of the first."""
-        request, stop = self._request, sampling.stop_token_ids or ()
+        request, ending = self._request, Ending(sampling)
         for step in self.layers.steps(self.kv, self.position, compression, sampling):
-            yield step
-            if step.token in stop:
+            finish = ending.push(step.token)
+            yield replace(step, finish_reason=finish) if finish else step
+            if finish:
                 return
             if self._request != request:
                 raise UsageError("this stream ended when a newer request or frame came; finish one before the next")

@@ -19,12 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
-import onnxruntime
 from numpy.typing import DTypeLike
 
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.config import EngineSpec, Provider
 from dycoke_edge.errors import EngineError
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.runtime.engine import AnyArray, OrtCpuEngine, one_line, session_options
 from dycoke_edge.runtime.gpu import libraries
 from dycoke_edge.runtime.gpu.device import Device, DeviceArray
@@ -34,7 +34,9 @@ CUDA = "CUDAExecutionProvider"
 WITH_SHAPES = ("decoder_shallow", "decoder_deep")  # they slice by the number of cached rows, which the CPU computes
 OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "Available memory of", "CUBLAS_STATUS_ALLOC_FAILED")
 DRIVER = "libcuda.so.1"
-INSTALL = "pip uninstall onnxruntime, then pip install 'dycoke-edge[gpu-graphs]'"
+# In this order from any state, and again whenever pip brought onnxruntime back, which dycoke-edge depends on
+INSTALL = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
+JETPACK = "on JetPack name its own wheel instead of onnxruntime-gpu"
 
 
 class OrtCudaEngine(OrtCpuEngine):
@@ -138,7 +140,9 @@ def check_onnxruntime() -> None:
     """EngineError if onnxruntime has no CUDA kernels, or they lack a library."""
     if CUDA not in onnxruntime.get_available_providers():
         raise EngineError(
-            f"onnxruntime {onnxruntime.__version__} has no CUDA kernels: " + _shadowed() + f"; run: {INSTALL}"
+            f"onnxruntime {onnxruntime.__version__} has no CUDA kernels: "
+            + _shadowed()
+            + f"; run: {INSTALL} ({JETPACK})"
         )
     kernels = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
     if not kernels.is_file():  # a build of its own, such as JetPack's, that knows where its libraries are

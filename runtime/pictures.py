@@ -11,10 +11,11 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 from PIL import Image
 
-from dycoke_edge.runtime.container import Index, broken, declared, empty, opened, seconds
+from dycoke_edge.runtime.container import Index, broken, check_packet, declared, empty, opened, seconds
 
 Chosen = NDArray[np.int64]
 
@@ -23,21 +24,21 @@ class Contradiction(Exception):
     """The decoder does not put out what the packets announced; `count` finds out what is true."""
 
 
-def decode(path: Path, index: Index, chosen: Chosen) -> Iterator[av.VideoFrame]:
+def decode(path: Path, index: Index, chosen: Chosen, most: int) -> Iterator[av.VideoFrame]:
     """The frames at the increasing places `chosen` int64 [k] of the index, in order, one at a
     time. Raises Contradiction if the index came from `scan` and one of them is not there,
     InputError if it came from `count` and one is damaged."""
-    return _by_order(path, index, chosen) if index.ticks is None else _by_stamp(path, index, chosen)
+    return (_by_order if index.ticks is None else _by_stamp)(path, index, chosen, most)
 
 
-def count(path: Path, end: float | None = None) -> Index:
+def count(path: Path, end: float | None, most: int) -> Index:
     """The frames up to `end` seconds, found by decoding every one: slow, but true whatever the
     packets say. Raises InputError for a file without frames or damaged before `end`."""
     stamps: list[int | None] = []
     key = 0
-    with opened(path) as (container, stream):
+    with opened(path, most) as (container, stream):
         step = _step(stream)
-        for frame in _all(path, container, stream):
+        for frame in _all(path, container, stream, most):
             key = len(stamps) if frame.key_frame else key
             stamps.append(frame.pts)
             times = _clock(stamps[:1] + stamps[-1:], stream)
@@ -65,11 +66,12 @@ def _clock(stamps: list[int | None], stream: av.VideoStream) -> NDArray[np.float
     return np.arange(len(stamps), dtype=np.float64) * _step(stream)
 
 
-def _all(path: Path, container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _all(path: Path, container: InputContainer, stream: av.VideoStream, most: int) -> Iterator[av.VideoFrame]:
     """Every frame from the first on. A recording may begin with packets that cannot be decoded;
     later, they are damage."""
     done, early = 0, None
     for packet in container.demux(stream):
+        check_packet(path, stream, packet, most)
         try:
             for frame in packet.decode():
                 yield frame
@@ -83,10 +85,10 @@ def _all(path: Path, container: InputContainer, stream: av.VideoStream) -> Itera
         raise broken(path, 0, 0.0, 0.0) from early
 
 
-def _by_order(path: Path, index: Index, chosen: Chosen) -> Iterator[av.VideoFrame]:
+def _by_order(path: Path, index: Index, chosen: Chosen, most: int) -> Iterator[av.VideoFrame]:
     left, bad = chosen.tolist()[::-1], False
-    with opened(path) as (container, stream):
-        for place, frame in enumerate(_all(path, container, stream)):
+    with opened(path, most) as (container, stream):
+        for place, frame in enumerate(_all(path, container, stream, most)):
             bad = frame.is_corrupt or (bad and not frame.key_frame)
             if place != left[-1]:
                 continue
@@ -100,11 +102,11 @@ def _by_order(path: Path, index: Index, chosen: Chosen) -> Iterator[av.VideoFram
     raise broken(path, left[-1], seconds_whole, seconds_whole)
 
 
-def _by_stamp(path: Path, index: Index, chosen: Chosen) -> Iterator[av.VideoFrame]:
+def _by_stamp(path: Path, index: Index, chosen: Chosen, most: int) -> Iterator[av.VideoFrame]:
     assert index.ticks is not None
     left = index.ticks[chosen].tolist()[::-1]
     shown, bad = None, False
-    for frame in _stretches(path, index, _needed(index, chosen)):
+    for frame in _stretches(path, index, _needed(index, chosen), most):
         if frame.pts is None or (shown is not None and frame.pts <= shown) or frame.pts > left[-1]:
             raise Contradiction
         shown = frame.pts
@@ -134,9 +136,9 @@ def _needed(index: Index, chosen: Chosen) -> set[int]:
     return set(index.packets[needed].tolist())
 
 
-def _stretches(path: Path, index: Index, needed: set[int]) -> Iterator[av.VideoFrame]:
+def _stretches(path: Path, index: Index, needed: set[int], most: int) -> Iterator[av.VideoFrame]:
     """Decodes the packets with the stamps `needed` and nothing else."""
-    with opened(path) as (container, stream):
+    with opened(path, most) as (container, stream):
         if index.seek is not None:
             container.seek(index.seek, stream=stream)
         fed = False
@@ -144,6 +146,7 @@ def _stretches(path: Path, index: Index, needed: set[int]) -> Iterator[av.VideoF
             if packet.size and packet.pts in needed:
                 needed.discard(packet.pts)
                 fed = True
+                check_packet(path, stream, packet, most)
                 yield from _frames(stream, packet)
             elif fed:
                 fed = False
@@ -159,6 +162,18 @@ def _frames(stream: av.VideoStream, packet: av.Packet[av.VideoStream] | None) ->
         return stream.codec_context.decode(packet)
     except FFmpegError as error:
         raise Contradiction from error
+
+
+def _unnamed(kinds: type[Type], value: int) -> Type:
+    """A kind of side data that FFmpeg knows and PyAV does not, such as EXIF. Without a name for each that a frame holds
+    PyAV gives none of them."""
+    kind = object.__new__(kinds)
+    kind._name_ = f"UNNAMED_{value}"
+    kind._value_ = value  # type: ignore[assignment]
+    return kind
+
+
+Type._missing_ = classmethod(_unnamed)  # type: ignore[assignment,method-assign]
 
 
 def upright(frame: av.VideoFrame, image: Image.Image) -> Image.Image:

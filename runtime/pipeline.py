@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dycoke_edge.bundle import Bundle, open_bundle
-from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling
+from dycoke_edge.config import Clip, Compression, EngineSpec, LiveSpec, Provider, Sampling, split
 from dycoke_edge.config_camera import Camera
 from dycoke_edge.dycoke import count_kept
 from dycoke_edge.errors import KVOverflow, UsageError
@@ -24,19 +24,20 @@ from dycoke_edge.runtime.decoding import open_layers
 from dycoke_edge.runtime.engine import AnyArray, Engine, open_engine
 from dycoke_edge.runtime.exclusive import Buffer, Exclusive
 from dycoke_edge.runtime.explain import Seen
+from dycoke_edge.runtime.given import Frames, Picture, as_clip, as_picture, scaled
 from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.live_question import LiveQuestions
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.marks import Marks
-from dycoke_edge.runtime.reply import FinishReason, Piece, Reply, pieces
-from dycoke_edge.runtime.stats import Stats, why_not
+from dycoke_edge.runtime.reply import Piece, Reply, pieces
+from dycoke_edge.runtime.stats import Stats, untiled, why_not
 from dycoke_edge.runtime.text import Text
-from dycoke_edge.runtime.video import open_visual, read_image, resize
+from dycoke_edge.runtime.video import open_visual, read_image
 
 if TYPE_CHECKING:
     from dycoke_edge.runtime.camera.answers import WatchResult
 
-Source = str | PathLike[str] | NDArray[np.uint8]
+Source = str | PathLike[str] | Picture | Frames
 Progress = Callable[[str, int, int], None]  # stage, done, total
 __all__ = ["LiveVideo", "Piece", "Reply", "Source", "VideoLLM"]
 
@@ -66,10 +67,7 @@ class VideoLLM:
     @classmethod
     def load(cls, bundle: str | PathLike[str], provider: Provider = "cpu", **options: Any) -> VideoLLM:
         """Open a bundle folder. `options` are the fields of EngineSpec, e.g. kv_capacity=4096."""
-        try:
-            spec = EngineSpec(provider=provider, **options)
-        except TypeError as error:
-            raise UsageError(f"VideoLLM.load: {error}; options are the fields of EngineSpec") from None
+        spec = EngineSpec(**({"provider": provider} | split("VideoLLM.load", options, EngineSpec)[0]))
         opened = open_bundle(Path(bundle))
         return cls(opened, open_engine(opened, spec), spec)
 
@@ -81,20 +79,24 @@ class VideoLLM:
         compression: Compression = Compression(),  # noqa: B008 - frozen
         sampling: Sampling = Sampling(),  # noqa: B008
         clip: Clip = Clip(),  # noqa: B008
+        **options: Any,
     ) -> Reply:
-        """Answer a prompt, or the last of several messages. `video` is a path or uint8 [F, H, W, 3], `image` a path or
-        uint8 [H, W, 3]; one of them in the whole conversation, with the message marked `visual` or the user's first."""
-        return self.reply(self.stream(prompt, video, image, compression, sampling, clip), sampling)
+        """Answer a prompt, or the last of several messages: `Message`s, or dicts of "role" and "content".
 
-    def reply(self, pieces: Iterable[Piece], sampling: Sampling) -> Reply:
+        `video` is a path, uint8 [F, H, W, 3], or a list of frames; `image` a path, and like a frame uint8 [H, W, 3] or
+        a PIL image. One of them in the whole conversation, with the message marked `visual` or the user's first. An
+        image is seen as one frame, not cut into tiles as the model's own processor does: small things in it are lost.
+        `options` are fields of Compression, Sampling and Clip, and go before theirs: merge_ratio=0.5, fps=2.
+        """
+        return self.reply(self.stream(prompt, video, image, compression, sampling, clip, **options))
+
+    def reply(self, pieces: Iterable[Piece]) -> Reply:
         """Join the pieces of a stream."""
-        tokens, stats = list[int](), Stats()
-        for piece in pieces:
-            tokens.append(piece.token)
-            stats = piece.stats
-        stopped = tokens[-1] in (self._stops(sampling).stop_token_ids or ())
-        finish: FinishReason = "stop" if stopped else "length"
-        return Reply(self.text.decode(tokens), tokens, finish, stats)
+        come = list(pieces)
+        tokens = [piece.token for piece in come]
+        finish = come[-1].finish_reason
+        assert finish is not None, "the last piece says why it is the last"
+        return Reply(self.text.decode(tokens), tokens, finish, come[-1].stats)
 
     def stream(
         self,
@@ -106,10 +108,15 @@ class VideoLLM:
         clip: Clip = Clip(),  # noqa: B008
         on_progress: Progress = lambda stage, done, total: None,
         on_seen: Callable[[Seen], None] | None = None,
+        **options: Any,
     ) -> Iterator[Piece]:
-        """Answer a prompt piece by piece. Nothing is read or computed before the first piece is asked for. `on_seen`
-        hears once of the frames and of which of their tokens entered the decoder: when the first token is there, before
-        its piece, so that nothing waits for it."""
+        """Answer a prompt piece by piece, as `generate` does whole. Nothing is read or computed before the first piece
+        is asked for. `on_seen` hears once of the frames and of which of their tokens entered the decoder: when the
+        first token is there, before its piece, so that nothing waits for it."""
+        of_compression, of_sampling, of_clip = split("VideoLLM.generate", options, Compression, Sampling, Clip)
+        compression = compression.but(**of_compression)
+        sampling = replace(sampling, **of_sampling)
+        clip = replace(clip, **of_clip)
         return self.buffer.reading(
             self._stream(prompt, video, image, compression, sampling, clip, on_progress, on_seen)
         )
@@ -125,6 +132,7 @@ class VideoLLM:
         on_progress: Progress,
         on_seen: Callable[[Seen], None] | None,
     ) -> Iterator[Piece]:
+        self.bundle.check_same()
         stats = Stats()
         compression = compression if image is None else compression.of_picture()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
@@ -141,6 +149,8 @@ class VideoLLM:
         stats.video_latency = perf_counter() - began
         stats.text_tokens, stats.frames = num_text, len(frames)
         stats.why_not = why_not(len(frames), compression)
+        if image is not None:
+            stats.why_not.append(untiled(self.bundle.model.tokens_per_frame))
         began = perf_counter()
         if not len(frames):
             yield from self._answer(Prompt(prefix, suffix), compression, sampling, stats, began)
@@ -163,13 +173,16 @@ class VideoLLM:
         self,
         compression: Compression = Compression(),  # noqa: B008
         spec: LiveSpec = LiveSpec(),  # noqa: B008
+        **options: Any,
     ) -> LiveVideo:
-        """A video that is pushed frame by frame and asked at any time. UsageError if memory cannot hold it.
+        """A video that is pushed frame by frame and asked at any time. UsageError if memory cannot hold it. `options`
+        are fields of Compression and LiveSpec, and go before theirs: memory_frames=16.
 
         As long as there is one, vision and decoder both stay in memory.
         """
+        of_compression, of_spec = split("VideoLLM.live", options, Compression, LiveSpec)
         with self.exclusive:
-            live = LiveVideo(self, compression, spec)
+            live = LiveVideo(self, compression.but(**of_compression), replace(spec, **of_spec))
             self._lives.add(live)
         return live
 
@@ -191,20 +204,18 @@ class VideoLLM:
         **options: Any,
     ) -> Iterator[WatchResult]:
         """A result a window of a camera or file, for ever or until the file ends: `for result in llm.watch(uri, "What
-        happens?"): ...`. `options` are the fields of Camera: window_s, every_s, fps, rules and so on.
+        happens?"): ...`. `options` are fields of Camera (window_s, every_s, fps, rules and so on) and of Compression.
 
         SourceError when the stream cannot be opened; once it was, it is opened anew for ever.
         """
         from dycoke_edge.runtime.camera.watch import watch  # it imports this module
 
-        try:
-            camera = Camera(**{"id": "camera", **options}, uri=uri, prompt=prompt)
-        except TypeError as error:
-            raise UsageError(f"VideoLLM.watch: {error}; options are the fields of Camera") from None
-        return watch(self, camera, compression)
+        of_camera, of_compression = split("VideoLLM.watch", options, Camera, Compression)
+        camera = Camera(**({"id": "camera"} | of_camera | {"uri": uri, "prompt": prompt}))
+        return watch(self, camera, compression.but(**of_compression))
 
     def encode(self, video: Source, clip: Clip = Clip()) -> NDArray[Any]:  # noqa: B008
-        """Visual tokens [F, N, E] of a path or uint8 [F, H, W, 3], before merge: what `LiveVideo.push_tokens` takes."""
+        """Visual tokens [F, N, E] of a video, before merge: what `LiveVideo.push_tokens` takes."""
         frames = self._frames(video, None, clip, lambda done, total: None)
         with self.exclusive:
             return np.asarray(self._encode(frames, lambda stage, done, total: None))
@@ -214,15 +225,18 @@ class VideoLLM:
     ) -> NDArray[np.uint8]:
         """uint8 [F, R, R, 3], F = 0 for text only; `reading` hears of (0, F) before anything is decoded."""
         size = self.bundle.model.image_size
-        if video is not None and not isinstance(video, np.ndarray):
+        if isinstance(video, (str, PathLike)):
             return open_visual(video, clip, size, reading).pixels
-        if isinstance(video, np.ndarray):
-            reading(0, len(_as_frames(video, "video", 4)))
-            return resize(video, size)
+        if video is not None:
+            frames = as_clip(video)
+            reading(0, len(frames))
+            return scaled(frames, size, clip.max_pixels)
         reading(0, int(image is not None))
-        if isinstance(image, np.ndarray):
-            return resize(_as_frames(image, "image", 3)[None], size)
-        return np.empty((0, size, size, 3), np.uint8) if image is None else read_image(image, size).pixels
+        if image is None:
+            return np.empty((0, size, size, 3), np.uint8)
+        if isinstance(image, (str, PathLike)):
+            return read_image(image, size, clip.max_pixels).pixels
+        return scaled([as_picture(image)], size)
 
     def _check_fits(self, num_text: int, num_frames: int, compression: Compression, sampling: Sampling) -> None:
         """Refuse before the expensive part what cannot fit the KV buffer or the model's positions."""
@@ -302,10 +316,3 @@ def _kind(video: Source | None, image: Source | None) -> str | None:
     if video is not None and image is not None:
         raise UsageError("--video and --image were both given; give one of them")
     return "video" if video is not None else "image" if image is not None else None
-
-
-def _as_frames(array: NDArray[Any], name: str, dims: int) -> NDArray[np.uint8]:
-    want = "[F, H, W, 3]" if dims == 4 else "[H, W, 3]"
-    if array.dtype != np.uint8 or array.ndim != dims or array.shape[-1] != 3 or 0 in array.shape:
-        raise UsageError(f"{name} has {array.dtype} {list(array.shape)}; give uint8 {want} with at least one pixel")
-    return array

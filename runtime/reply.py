@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.stats import Stats
-from dycoke_edge.runtime.step import Step
+from dycoke_edge.runtime.step import FinishReason, Step
 from dycoke_edge.runtime.text import TextStream
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer. `token_ids` include the stop token if there was one; `finish_reason` is then "stop"."""
+    """A whole answer. `token_ids` include the stop token if there was one; `finish_reason` is then "stop". It is
+    "repetition" where the answer repeated itself (`Sampling.repeat_limit`), "length" where it was cut off."""
 
     text: str
     token_ids: list[int]
@@ -36,11 +35,13 @@ class Reply:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer: the text that `token` completes (empty inside a character), and the running stats."""
+    """A part of an answer: the text that `token` completes (empty inside a character), the running stats, and with
+    the last token why it is the last."""
 
     text: str
     token: int
     stats: Stats
+    finish_reason: FinishReason | None = None
 
 
 def pieces(
@@ -64,5 +65,5 @@ def pieces(
             stats.inter_token_latencies.append(seconds)
         stats.count(step)
         stats.kv_bytes, stats.kv_bytes_reserved = kv.live_nbytes, kv.nbytes
-        yield Piece(text.push(step.token), step.token, stats)
+        yield Piece(text.push(step.token), step.token, stats, step.finish_reason)
         last = perf_counter()

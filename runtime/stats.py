@@ -26,7 +26,7 @@ class Stats:
     new_tokens: int = 0
     merge_applied: bool = False
     keep_applied: bool = False
-    why_not: list[str] = field(default_factory=list)  # where compression was asked for and could not apply, or was off
+    why_not: list[str] = field(default_factory=list)  # where compression could not apply or was off; what is not done
     mean_active_rows: float = 0.0  # visual rows that deep layers attended to, mean over decode steps
     refreshes: int = 0  # times the kept set was chosen anew and changed
     kv_bytes: int = 0  # rows in use at the end
@@ -75,14 +75,24 @@ class Stats:
         }
 
 
+def untiled(tokens: int) -> str:
+    """What is lost of an image, in words; `tokens` are those of a frame."""
+    return (
+        f"the image is one frame of {tokens} visual tokens, where the model's own processor also cuts it into tiles: "
+        "small things in it are lost"
+    )
+
+
 def why_not(num_frames: int, compression: Compression) -> list[str]:
     """Where compression does not apply to this request, in words."""
     if num_frames == 0:
         return ["no video: text only"]
     reasons = []
     if compression.mode == "coverage":
+        if num_frames == 1 and compression.budget == 1:
+            return ["nothing to merge: one frame"]  # nor anything to set aside
         if compression.budget == 1:
-            reasons.append("nothing to merge: one frame" if num_frames == 1 else "merge is off: budget is 1")
+            reasons.append("merge is off: budget is 1")
     elif compression.merge_ratio == 0:
         reasons.append("merge is off: merge_ratio is 0")
     elif num_frames == 1:

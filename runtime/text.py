@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -14,10 +17,11 @@ from tokenizers.decoders import DecodeStream
 from dycoke_edge.bundle import Bundle
 from dycoke_edge.errors import BundleError, UsageError
 from dycoke_edge.runtime.conversation import Asked, Message, called, conversation, shown
-from dycoke_edge.template import Refused, environment
+from dycoke_edge.template import Broken, ChatTemplate, Refused
 
 Ids = NDArray[np.int64]
 Kind = str  # "video" or "image": what the template is told
+PRIVATE = range(0xE000, 0xF900)  # characters that mean nothing
 Turn = dict[str, Any]  # a message as chat templates take it: role, content
 
 
@@ -32,9 +36,11 @@ class Text:
             self._tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{tokenizer} cannot be read ({error}); export again") from None
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token.content for number, token in added.items() if number not in self._placeholders}
         try:
-            self._template = environment().from_string(self._template_file.read_text(encoding="utf-8"))
-        except (jinja2.TemplateError, OSError, UnicodeError) as error:
+            self._template = ChatTemplate(self._template_file.read_text(encoding="utf-8"))
+        except (jinja2.TemplateError, OSError, UnicodeError, RecursionError) as error:
             raise BundleError(f"{self._template_file} is no template ({error}); export again") from None
 
     def encode(self, asked: Asked, visual: Kind | None) -> tuple[Ids, Ids]:
@@ -44,8 +50,10 @@ class Text:
         the chat template puts them in the message that shows them. UsageError for what cannot be said, or what the
         template refuses or leaves out.
         """
-        turns = self._turns(conversation(asked), visual)
-        ids = self._ids(self._render(turns, called(asked)))
+        messages = conversation(asked)
+        spelled = _Spelled(self._special, [message.text for message in messages])
+        turns = self._turns([replace(message, text=spelled.hide(message.text)) for message in messages], visual)
+        ids = self._read(self._render(turns, called(asked)), spelled)
         places = self._places(ids)
         self._check(len(places), visual, called(asked))
         return (ids[: places[0]], ids[places[0] + 1 :]) if visual else (ids, ids[:0])
@@ -88,11 +96,11 @@ class Text:
     def _render(self, turns: list[Turn], name: str) -> str:
         """The text that the model reads; each side's part must be in it."""
         try:
-            text = self._template.render(messages=turns, add_generation_prompt=True)
+            text = self._template.render(turns)
         except Refused as error:
             why = " ".join(str(error).split())[:200]
             raise UsageError(f"{name}: the model's chat template refuses this: {why}; leave that out") from None
-        except (jinja2.TemplateError, TypeError) as error:
+        except Broken as error:
             raise BundleError(f"{self._template_file} cannot render this prompt ({error}); export again") from None
         for role in sorted({turn["role"] for turn in turns} - {"user"}):
             if self._is_without(role, turns, text):
@@ -105,9 +113,25 @@ class Text:
         """The text would be the same if this side had said nothing."""
         others = [turn for turn in turns if turn["role"] != role]
         try:
-            return text == self._template.render(messages=others, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError):
+            return text == self._template.render(others)
+        except jinja2.TemplateError:
             return False
+
+    def _read(self, text: str, spelled: _Spelled) -> Ids:
+        """The ids of what the template made; what somebody said is text, even where it spells a special token."""
+        parts = [self._as_text(part) if said else self._ids(part) for part, said in spelled.parts(text) if part]
+        return np.concatenate(parts) if parts else self._ids("")
+
+    def _as_text(self, text: str) -> Ids:
+        """The ids of a text in which no token is special."""
+        return np.array(self._plain.encode(text, add_special_tokens=False).ids, np.int64)
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """The tokenizer without special tokens: one of its own, for several threads may encode at once."""
+        plain = Tokenizer.from_str(self._tokenizer.to_str())
+        plain.encode_special_tokens = True
+        return plain
 
     def _ids(self, text: str) -> Ids:
         return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
@@ -124,6 +148,30 @@ class Text:
             raise BundleError(
                 f"chat_template.jinja puts no {visual} into the prompt; write its placeholder in --prompt"
             )
+
+
+class _Spelled:
+    """Special tokens that texts spell, e.g. "<|im_end|>", out of sight while the template puts the texts together."""
+
+    def __init__(self, special: Iterable[str], texts: Sequence[str]) -> None:
+        found = sorted((token for token in special if any(token in text for text in texts)), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
+        self._mark = next(mark for mark in map(chr, PRIVATE) if not any(mark in text for text in texts))
+        self._found = list[str]()
+
+    def hide(self, text: str) -> str:
+        """The text with a mark and a number in place of each."""
+        return self._pattern.sub(self._hidden, text) if self._pattern else text
+
+    def parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The text in pieces: those between the marks, and in their places what was hidden (True)."""
+        pieces = re.split(f"{self._mark}(\\d+){self._mark}", text) if self._found else [text]
+        for number, piece in enumerate(pieces):
+            yield (self._found[int(piece)], True) if number % 2 else (piece, False)
+
+    def _hidden(self, match: re.Match[str]) -> str:
+        self._found.append(match[0])
+        return f"{self._mark}{len(self._found) - 1}{self._mark}"
 
 
 class TextStream:

@@ -3,34 +3,37 @@ which numbers."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from dycoke_edge.config import Clip
+from dycoke_edge.config import MOST_PIXELS, Clip
 from dycoke_edge.errors import InputError, UsageError
+from dycoke_edge.runtime import images
 from dycoke_edge.runtime.container import Index, scan
 from dycoke_edge.runtime.pictures import Contradiction, count, decode, upright
 
 Progress = Callable[[int, int], None]
 
-# Named one by one: Pillow takes MPEG streams for images too, and runs a program for EPS.
-IMAGES = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000")
 ROUNDING = 1e-3  # seconds; Matroska rounds its times to this
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, and `times`
-    float64 [F], seconds from the first frame of the file."""
+    """Frames of a clip at the model's size: `pixels` uint8 [F, R, R, 3] in RGB, `times` float64
+    [F], seconds from the first frame of the file, and `shape`, width and height before that."""
 
     pixels: NDArray[np.uint8]
     times: NDArray[np.float64]
+    shape: tuple[int, int]
 
 
 def sample_indices(total: int, num_frames: int) -> NDArray[np.int64]:
@@ -57,13 +60,13 @@ def read_video(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progr
     UsageError for a start behind the end, InputError for a file that cannot be read or is
     damaged where it is needed. An `end` behind the end of the video means all of it."""
     path = _file(path, "--video")
-    index = scan(path, clip.start, clip.end)
+    index = scan(path, clip.max_pixels, clip.start, clip.end)
     if index is not None:
         try:
             return _take(path, index, clip, size, on_frame)
         except Contradiction:
             pass  # decoding shows better what there is
-    return _take(path, count(path, clip.end), clip, size, on_frame)
+    return _take(path, count(path, clip.end, clip.max_pixels), clip, size, on_frame)
 
 
 def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | None) -> Frames:
@@ -71,12 +74,15 @@ def _take(path: Path, index: Index, clip: Clip, size: int, on_frame: Progress | 
     if on_frame is not None:
         on_frame(0, len(chosen))
     pixels = np.empty((len(chosen), size, size, 3), np.uint8)
-    for place, frame in enumerate(decode(path, index, chosen)):
-        image = Image.fromarray(frame.to_ndarray(format="rgb24"))
+    reformatter = VideoReformatter()  # one each is never given back, nor are its threads (PyAV before 19)
+    shape = (size, size)
+    for place, frame in enumerate(decode(path, index, chosen, clip.max_pixels)):
+        image = Image.fromarray(reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
         pixels[place] = np.asarray(upright(frame, _scaled(image, size)))
+        shape = upright(frame, Image.new("1", (frame.width, frame.height))).size
         if on_frame is not None:
             on_frame(place + 1, len(chosen))
-    return Frames(pixels, index.times[chosen])
+    return Frames(pixels, index.times[chosen], shape)
 
 
 def _choose(path: Path, index: Index, clip: Clip) -> NDArray[np.int64]:
@@ -94,60 +100,44 @@ def _choose(path: Path, index: Index, clip: Clip) -> NDArray[np.int64]:
     return inside[sample_fps(index.times[inside], clip.fps, clip.start, end)]
 
 
-def read_image(path: str | PathLike[str], size: int) -> Frames:
+def read_image(path: str | PathLike[str], size: int, max_pixels: int = MOST_PIXELS) -> Frames:
     """Reads an image as a clip of one frame at time 0, turned as its EXIF data say, resized to
-    `size` x `size`. Raises InputError for a file that is not an image or is damaged."""
+    `size` x `size`. Raises InputError for a file that is not an image, is damaged or has more than `max_pixels`."""
     path = _file(path, "--image")
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            upright_image = ImageOps.exif_transpose(image)
-            pixels = np.asarray(_scaled(_rgb(upright_image), size))
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} (--image) is not an image; give a JPEG, PNG or WebP file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path} (--image) cannot be read ({_line(error)}); copy it again or save it as JPEG"
-        ) from error
-    return Frames(pixels[None].copy(), np.zeros(1))
+    with images.opened(path, "--image", max_pixels) as image:
+        upright_image = ImageOps.exif_transpose(image)
+        pixels = np.asarray(_scaled(images.rgb(upright_image), size))
+    return Frames(pixels[None].copy(), np.zeros(1), upright_image.size)
 
 
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in IMAGES if name in Image.OPEN]  # a Pillow may be built without some
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion clips them to white
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    return image.convert("RGB")
+def read_animation(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progress | None = None) -> Frames:
+    """As `read_video`, of an animated WebP or PNG."""
+    path = _file(path, "--video")
+    with images.opened(path, "--video", clip.max_pixels) as image:
+        times = images.times(image)
+        chosen = _choose(path, Index(times[:-1], float(times[-1])), clip)
+        wanted = set(chosen.tolist())
+        pixels = list[NDArray[np.uint8]]()
+        if on_frame is not None:
+            on_frame(0, len(chosen))
+        for place, frame in enumerate(images.frames(image)):
+            if place in wanted:
+                pixels.append(np.asarray(_scaled(images.rgb(frame), size)))
+                if on_frame is not None:
+                    on_frame(len(pixels), len(chosen))
+        return Frames(np.stack(pixels), times[chosen], image.size)
 
 
 def open_visual(path: str | PathLike[str], clip: Clip, size: int, on_frame: Progress | None = None) -> Frames:
-    """`read_image` or `read_video`, whichever the content calls for. An animation is a video.
-    Raises what they raise."""
+    """`read_image`, `read_animation` or `read_video`, whichever the content calls for. Raises what they raise."""
     path = _file(path, "--video")
-    return read_image(path, size) if _is_image(path) else read_video(path, clip, size, on_frame)
-
-
-def _is_image(path: Path) -> bool:
-    if path.suffix.lower() in (
-        ".mjpeg",
-        ".mjpg",
-    ):  # a row of JPEGs, which by content is the first of them
-        return False
-    try:
-        with Image.open(path, formats=_formats()) as image:
-            animated = getattr(image, "n_frames", 1) > 1 and image.format in (
-                "GIF",
-                "PNG",
-                "WEBP",
-                "AVIF",
-            )
-            return not animated
-    except UnidentifiedImageError:
-        return False
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return True  # an image that `read_image` will complain of
+    match images.kind(path, clip.max_pixels):
+        case "image":
+            return read_image(path, size, clip.max_pixels)
+        case "animation":
+            return read_animation(path, clip, size, on_frame)
+        case "video":
+            return read_video(path, clip, size, on_frame)
 
 
 def resize(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -181,20 +171,36 @@ def to_pixels(frames: NDArray[np.uint8], mean: Sequence[float], std: Sequence[fl
 
 
 def _file(path: str | PathLike[str], option: str) -> Path:
+    """The path of a file that can be read as often as needed. Opens nothing that could wait for somebody."""
+    text = os.fspath(path)
+    scheme = re.match(r"([a-z][a-z0-9+.-]+):/", text, re.IGNORECASE)
     path = Path(path)
     try:
-        if path.is_dir():
-            raise InputError(f"{path} ({option}) is a folder; give one file")
-        if not path.exists():
-            raise InputError(f"{path} ({option}) does not exist; check the path")
-        if path.is_file() and path.stat().st_size == 0:
-            raise InputError(f"{path} ({option}) is empty; copy or record it again")
-        path.open("rb").close()
+        if path.is_file():
+            if path.stat().st_size == 0:
+                raise InputError(f"{path} ({option}) is empty; copy or record it again")
+            path.open("rb").close()
+            return path
+        if path.exists():
+            raise InputError(f"{path} ({option}) {_no_file(path)}")
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} ({option}) cannot be opened ({_line(error)}); check its permissions") from error
-    return path
+    if scheme:  # without the rest, which may hold a password
+        raise InputError(
+            f"{option} takes a file, and this begins with {scheme[1]}:; use dycoke-edge watch or ask for the rtsp:// "
+            "address of a camera, download other addresses, or give a path"
+        )
+    raise InputError(f"{path} ({option}) does not exist; check the path")
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        return "is a folder; give one file"
+    if path.is_fifo():
+        return "is a pipe, and its beginning is needed twice; write it to a file first, e.g. cat > clip.mp4"
+    return "is a device; give a file, or use dycoke-edge watch or ask for a camera"
 
 
 def _line(error: BaseException) -> str:

@@ -146,7 +146,7 @@ class FakeLLM:
     def stream(self, prompt: str, video: Any = None, *more: object, **options: object) -> Iterator[Piece]:
         return self.speak(f"stream {prompt}", [0.0] * (0 if video is None else len(video)))
 
-    def reply(self, pieces: Iterator[Piece], sampling: object) -> Reply:
+    def reply(self, pieces: Iterator[Piece]) -> Reply:
         found = list(pieces)
         return Reply("".join(p.text for p in found), [p.token for p in found], "stop", found[-1].stats)
 

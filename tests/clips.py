@@ -3,6 +3,8 @@ so that a test can say which frames it got."""
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +14,7 @@ import av
 import av.video.frame
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dycoke_edge.config import Clip
 from dycoke_edge.runtime.video import read_video
@@ -75,6 +78,24 @@ def write_clip(
         out.mux(stream.encode(None))
         if sound is not None:
             write_sound(out, sound, seconds=frames / rate)
+    return path
+
+
+def write_jpegs(path: Path, frames: int = 12, rate: int = 12) -> Path:
+    """Marked frames as JPEGs with an EXIF block each, as cameras write them."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    with av.open(str(path), "w") as out:
+        stream = cast(av.VideoStream, out.add_stream("mjpeg", rate=rate))
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuvj420p"
+        for index in range(frames):
+            buffer = io.BytesIO()
+            Image.fromarray(mark(index)).save(buffer, "JPEG", exif=exif)
+            packet = av.Packet(buffer.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, rate)
+            packet.pts = packet.dts = index
+            packet.is_keyframe = True
+            out.mux(packet)
     return path
 
 
@@ -155,6 +176,52 @@ def cut(path: Path, share: float) -> Path:
     short = path.with_name("cut-" + path.name)
     short.write_bytes(data[: int(len(data) * share)])
     return short
+
+
+def trimmed(path: Path, start: float, suffix: str = ".mp4") -> Path:
+    """What `ffmpeg -ss start -c copy` makes of a clip: it holds the pictures from the key frame before `start` on, and
+    an edit list that shows them from `start` on."""
+    copy = path.with_name(f"from-{start}-{path.stem}{suffix}")
+    with av.open(str(path)) as source, av.open(str(copy), "w") as out:
+        stream = source.streams.video[0]
+        target = out.add_stream_from_template(stream)
+        base = stream.time_base
+        assert base is not None
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        keys = [place for place, packet in enumerate(packets) if packet.is_keyframe and packet.pts * base <= start]
+        for packet in packets[keys[-1] :]:
+            assert packet.pts is not None and packet.dts is not None
+            packet.pts -= int(start / base)
+            packet.dts -= int(start / base)
+            packet.stream = target
+            out.mux(packet)
+    return copy
+
+
+def edited(path: Path, edits: Sequence[tuple[float, float | None]]) -> Path:
+    """A copy of an mp4 of one track, which shows these parts of it one after another: seconds, and from which second
+    on; None is nothing at all."""
+    data = bytearray(path.read_bytes())
+    moov = data.rindex(b"moov") - 4
+    trak, edts = data.index(b"trak", moov) - 4, data.index(b"edts", moov) - 4
+    scale, ticks = (_number(data, data.index(name, moov) + 16) for name in (b"mvhd", b"mdhd"))
+    first = _number(data, edts + 28)
+    entries = b"".join(
+        struct.pack(">IiI", round(length * scale), -1 if start is None else first + round(start * ticks), 1 << 16)
+        for length, start in edits
+    )
+    old = _number(data, edts)
+    new = struct.pack(">I4sI4sII", 24 + len(entries), b"edts", 16 + len(entries), b"elst", 0, len(edits)) + entries
+    data[edts : edts + old] = new
+    for box in (moov, trak):
+        data[box : box + 4] = struct.pack(">I", _number(data, box) + len(new) - old)
+    copy = path.with_name(f"edited-{len(edits)}-{path.name}")
+    copy.write_bytes(data)
+    return copy
+
+
+def _number(data: bytearray, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], "big")
 
 
 def turned(path: Path, matrix: Sequence[int]) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,18 @@ def _version(name: str) -> str:
 
 def _providers() -> str:
     try:
-        import onnxruntime
+        from dycoke_edge.ort import onnxruntime
     except ImportError:
         return "absent"
     return ", ".join(onnxruntime.get_available_providers())
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Processes that a test starts take SIGINT, also where this one ignores it, as any background job does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +79,12 @@ def half_bundle(made: Made, tiny_checkpoint: Path) -> Path:
     return made.once("bundle/half", lambda path: export(tiny_checkpoint, path, spec))
 
 
+@pytest.fixture(scope="session")
+def shipped_bundle(made: Made) -> Path:
+    """The fp32 bundle of the model that comes with the project; it can answer."""
+    return made.once("bundle/shipped", lambda path: export("tiny", path))
+
+
 ENGINES: dict[str, dict[str, Any]] = {
     "cpu": {},
     "cuda": {"provider": "cuda"},
@@ -93,12 +108,14 @@ def llm(tiny_bundle: Path) -> VideoLLM:
 
 
 @pytest.fixture(scope="session")
-def model(tiny_checkpoint: Path) -> Any:
-    """The same weights in transformers, fp32, eager attention."""
+def model(made: Made) -> Any:
+    """The same weights in transformers, fp32, eager attention; by the hub's names, which every release of it reads."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
+    seed = lively.SEED
+    hub = made.once("checkpoint/hub", lambda path: random_model.make(lively.SHAPE, path, seed=seed, layout="hub"))
     loaded: Any = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        tiny_checkpoint, dtype="float32", attn_implementation="eager"
+        hub, dtype="float32", attn_implementation="eager"
     )
     return loaded.eval()
 

@@ -357,7 +357,7 @@ def fill(module: dict[str, Any], version: str, fault: str = "") -> None:
         def __init__(self, plan: dict[str, Any], logger: Any) -> None:
             self._plan, self._logger = plan, logger
             self._io = {name: (mode, kind) for name, mode, kind in plan["io"]}
-            import onnxruntime
+            from dycoke_edge.ort import onnxruntime
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1

@@ -7,7 +7,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ class Served:
     watcher: CameraWatcher
     model: str
     spec: ServeSpec
+    stop: Callable[[], object]  # as SIGTERM does
+    running: Callable[[], bool]
 
     def ask(self, *parts: dict[str, Any], **more: Any) -> httpx.Response:
         """Post a chat request: these parts, and options that go before the usual ones."""
@@ -71,11 +73,12 @@ def serving(
     cameras: Sequence[Camera] = (),
     rules: Sequence[Rule] = (),
     compression: Compression = Compression(),  # noqa: B008 - frozen
+    told: Callable[[BaseException], object] = lambda panic: None,
     **options: Any,
 ) -> Iterator[Served]:
-    """A server with these cameras; `options` are fields of ServeSpec."""
+    """A server with these cameras; `options` are fields of ServeSpec. `told` hears of panics."""
     spec = ServeSpec(port=0, **options)
-    watcher = CameraWatcher(llm, cameras, rules, compression=compression)
+    watcher = CameraWatcher(llm, cameras, rules, compression=compression, on_panic=told)
     with watcher, listen(spec.host, 0) as listening:
         port = listening.getsockname()[1]
         server = make_server(make_app(watcher, llm, spec), spec)
@@ -85,7 +88,7 @@ def serving(
             wait_for(lambda: server.started)
             url = f"http://127.0.0.1:{port}"
             with httpx.Client(base_url=url, timeout=30, trust_env=False) as http:
-                yield Served(url, port, http, watcher, llm.bundle.path.name, spec)
+                yield Served(url, port, http, watcher, llm.bundle.path.name, spec, server.stop, thread.is_alive)
         finally:
             server.stop()
             thread.join(20)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import accuracy, accuracy_report, methods
 from benchmarks.methods import Contestant, Method
@@ -164,3 +166,30 @@ def test_answers_of_another_model_are_not_gone_on_from(tmp_path: Path) -> None:
     accuracy.load(file, {"model": "one"})
     with pytest.raises(UsageError, match="another run"):
         accuracy.load(file, {"model": "other"})
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_names_stand_apart_in_the_order_of_their_lines(seed: int) -> None:
+    wanted = np.random.default_rng(seed).random(10) * 6
+    places = np.array(accuracy_report.apart(list(wanted), 1.0))
+    order = np.argsort(wanted)
+    assert (np.diff(places[order]) >= 1 - 1e-6).all()
+    assert places.mean() == pytest.approx(wanted.mean())
+    assert accuracy_report.apart([0.0, 5.0, 2.0], 1.0) == [0.0, 5.0, 2.0]
+
+
+def test_plots_are_drawn_again_from_results(tmp_path: Path) -> None:
+    """Every line of a plot is named once, beside it: there is no legend."""
+    shutil.copy("benchmarks/results/accuracy.json", tmp_path)
+    assert accuracy.main(["--redraw", "--out", str(tmp_path)]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.json", "accuracy.png", "accuracy_kinds.png"]
+    with Image.open(tmp_path / "accuracy.png") as drawn:
+        assert drawn.width >= 1500 and len(np.unique(np.asarray(drawn))) > 50
+
+
+def test_what_the_readme_says_of_merge_and_random_tokens_is_in_the_table() -> None:
+    found = {row["method"]: row for row in json.loads(Path("benchmarks/results/accuracy.json").read_text())["results"]}
+    said = Path("README.md").read_text()
+    for name in ("merge 0.7", "random tokens at merge 0.7", "merge 0.7, weighed"):
+        for what in ("short", "describe"):
+            assert f"{100 * found[name][what][0]:.1f}" in said.partition("loses to random tokens")[2][:300]

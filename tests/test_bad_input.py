@@ -17,13 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dycoke_edge import Clip, Compression, EngineSpec, Sampling, VideoLLM, errors
-from dycoke_edge.bundle import MANIFEST, open_bundle
+from dycoke_edge.bundle import MANIFEST, open_bundle, sealed
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.errors import BundleError, EngineError, InputError, KVOverflow, UsageError
 from dycoke_edge.export import build, checkpoint
 from dycoke_edge.export.decoder import write_decoders
 from dycoke_edge.export.vision import write_vision
 from dycoke_edge.parity import TOLERANCE
+from dycoke_edge.runtime.images import NoImage
 from tests import clips
 from tests.commands import Argument, Outcome, apart, files, here, python
 
@@ -110,7 +111,6 @@ def test_run(
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        (("required", "COMMAND"), ()),
         (("exprot", "export"), ("exprot",)),
         (("BUNDLE",), ("run",)),
         (("--prompt", "run --help"), ("run", "b")),
@@ -165,7 +165,7 @@ BAD_REQUESTS: list[tuple[type[Exception], dict[str, Any]]] = [
     (KVOverflow, {"video": "good.mp4", "compression": Compression.off(), "clip": Clip(num_frames=24, start=0)}),
     (InputError, {"video": "missing.mp4"}),
     (InputError, {"video": "sound.mp4"}),
-    (InputError, {"image": "text.mp4"}),
+    (NoImage, {"image": "text.mp4"}),
 ]
 
 
@@ -230,7 +230,7 @@ def manifest(**changes: Any) -> Damage:
             inside[name] = value
             if value is None:
                 del inside[name]
-        (folder / MANIFEST).write_text(json.dumps(data))
+        (folder / MANIFEST).write_text(sealed(data))
 
     return damage
 
@@ -270,7 +270,7 @@ def listed(name: str) -> Damage:
         (folder.parent / "x").write_text("x")
         data = json.loads((folder / MANIFEST).read_text())
         data["files"][name.format(folder.parent)] = {"size": 1, "sha256": "0"}
-        (folder / MANIFEST).write_text(json.dumps(data))
+        (folder / MANIFEST).write_text(sealed(data))
 
     return damage
 
@@ -279,7 +279,7 @@ def unlisted(name: str) -> Damage:
     def damage(folder: Path) -> None:
         data = json.loads((folder / MANIFEST).read_text())
         del data["files"][name]
-        (folder / MANIFEST).write_text(json.dumps(data))
+        (folder / MANIFEST).write_text(sealed(data))
 
     return damage
 
@@ -548,8 +548,11 @@ def test_packages_of_export_that_are_missing(tmp_path: Path, package: str) -> No
     code = (
         f"import sys; sys.modules[{package!r}] = None; from dycoke_edge.cli import main; sys.exit(main(sys.argv[1:]))"
     )
-    told = refused(python(code, "export", tmp_path, tmp_path / "b"), USE, "pip install 'dycoke-edge[export]'")
-    assert f"export needs {package}" in told and list(tmp_path.iterdir()) == []
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").touch()
+    told = refused(python(code, "export", model, tmp_path / "b"), USE, "pip install 'dycoke-edge[export]'")
+    assert f"export needs {package}" in told and list(tmp_path.iterdir()) == [model]
 
 
 def test_packages_of_the_device_that_are_missing(tiny_bundle: Path) -> None:
@@ -644,6 +647,75 @@ def test_export_in_python(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model folder"):
         checkpoint.Checkpoint(tmp_path / "missing")
     assert files(tmp_path) == {"there": -1}
+
+
+def test_every_byte_of_a_manifest_counts(tiny_bundle: Path, tmp_path: Path) -> None:
+    """One bit of each, and digits that stay digits: no change of it opens."""
+    for file in tiny_bundle.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    manifest = tmp_path / MANIFEST
+    whole = manifest.read_bytes()
+    manifest.unlink()
+    manifest.write_bytes(whole)
+    open_bundle(tmp_path)
+    opened = list[int]()
+    for place, byte in enumerate(whole):
+        for other in (byte ^ 1, byte ^ 32):
+            manifest.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+            try:
+                open_bundle(tmp_path)
+            except BundleError:
+                continue
+            opened.append(place)
+    assert not opened
+
+
+def renamed_away(bundle: Path, other: Path) -> None:
+    bundle.rename(bundle.with_name("old"))
+    shutil.copytree(other, bundle)
+
+
+def written_again(bundle: Path, other: Path) -> None:
+    (bundle / EMBED).write_bytes((bundle / EMBED).read_bytes())
+
+
+def gone(bundle: Path, other: Path) -> None:
+    shutil.rmtree(bundle)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("replace", [renamed_away, written_again, gone])
+def test_a_bundle_that_is_replaced_in_use_is_said(
+    tiny_bundle: Path, half_bundle: Path, tmp_path: Path, resident: bool, replace: Callable[[Path, Path], None]
+) -> None:
+    """As a whole, or a file by one of the same size, or removed: no answer is of two bundles."""
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    llm = VideoLLM.load(bundle, kv_capacity=256, resident=resident)
+    assert llm.generate("What?", sampling=Sampling(max_new_tokens=2)).token_ids
+    replace(bundle, half_bundle)
+    with pytest.raises(BundleError, match="replaced or removed while the bundle was in use"):
+        llm.generate("What?", sampling=Sampling(max_new_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no-such-dir", "no model folder at no-such-dir; fetch one with: hf download MODEL --local-dir no-such-dir"),
+        (
+            "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+            "fetch it with: hf download llava-hf/llava-onevision-qwen2-0.5b-ov-hf "
+            "--local-dir llava-onevision-qwen2-0.5b-ov-hf, "
+            "then: dycoke-edge export llava-onevision-qwen2-0.5b-ov-hf BUNDLE",
+        ),
+        ("examples/no-such-dir", "fetch one with"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_torch_is_imported(name: str, said: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom dycoke_edge.cli import main\ncode = main(['export', *sys.argv[1:]])\n"
+        "assert not {'torch', 'transformers', 'onnx'} & set(sys.modules)\nsys.exit(code)"
+    )
+    assert said in refused(python(code, name, tmp_path / "bundle"), INPUT)
 
 
 def test_more_frames_than_fit_are_refused_before_they_are_decoded(

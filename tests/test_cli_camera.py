@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -22,7 +25,7 @@ from dycoke_edge.errors import InputError, UsageError
 from dycoke_edge.runtime.camera.events import Event
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
 from tests.cameras import wait
-from tests.commands import ROOT, Argument, here, start
+from tests.commands import ROOT, Argument, here, start, wait_until
 
 Capture = pytest.CaptureFixture[str]
 CLIP = ROOT / "examples" / "clip.mp4"  # 8 seconds
@@ -159,6 +162,7 @@ def test_a_model_that_fails_ends_with_4(capsys: Capture, tiny_bundle: Path, monk
 # Signals
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("ask", [(), ("--ask", "What?", "--max-new-tokens", 4096)], ids=["rules", "mid-answer"])
 def test_a_signal_ends_it_soon_and_open_alerts_get_their_end(
@@ -177,6 +181,31 @@ def test_a_signal_ends_it_soon_and_open_alerts_get_their_end(
     alerts = [event for event in found if event["type"] == "alert"]
     assert (alerts[-1]["phase"], alerts[-1]["reason"]) == ("end", "the watcher was stopped")
     assert found[-1]["state"] == "stopped"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("streams", ["stdout", "both"])
+def test_a_signal_ends_it_though_nobody_reads(
+    tiny_bundle: Path, number: signal.Signals, code: int, streams: str
+) -> None:
+    """The pipe is full, and a write to it waits."""
+    command = [sys.executable, "-m", "dycoke_edge", "watch", str(tiny_bundle), "test://?fps=30", "--json"]
+    command += ["--realtime", *map(str, ALWAYS), "--ask", "What?", "--max-new-tokens", "4", "--window", "0.2"]
+    command += ["--every", "0.2", "--fps", "10"]
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    stderr = writing if streams == "both" else subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=ROOT, stdout=writing, stderr=stderr)
+    try:
+        wait_until(process, lambda: not select.select([], [writing], [], 0)[1])
+        sleep(0.5)  # until it waits in a write
+        process.send_signal(number)
+        assert process.wait(20) == code
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_reader_that_leaves_ends_it(tiny_bundle: Path) -> None:

@@ -163,3 +163,18 @@ def test_one_frame_on_a_gpu(device: Device, known: int, dtype: type[np.floating]
     np.testing.assert_array_equal(places.numpy(), want.places)
     np.testing.assert_array_equal(np.asarray(counts), want.counts)
     np.testing.assert_array_equal(found.numpy(), frame[want.places])
+
+
+def test_settings_with_others_instead() -> None:
+    ours = Compression(free_parked=True, refresh_threshold=0.5, prune_ratio=0.1)
+    assert ours.but() == ours and ours.but(budget=0.5) == Compression(
+        budget=0.5, free_parked=True, refresh_threshold=0.5, prune_ratio=0.1
+    )
+    paper = Compression(merge_ratio=0.5, free_parked=True, refresh_threshold=0.5)
+    assert ours.but(merge_ratio=0.5) == paper and paper.but(prune_ratio=0.1).mode == "paper"
+    assert paper.but(budget=0.5) == Compression(budget=0.5, free_parked=True, refresh_threshold=0.5)
+    assert paper.but(mode="official").merge_ratio == 0.7 and Compression(mode="official").but(merge_ratio=0.3) == (
+        Compression(mode="official", merge_ratio=0.3)
+    )
+    with pytest.raises(UsageError, match="--merge-ratio"):
+        ours.but(mode="coverage", merge_ratio=0.5)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import random_model, random_weights
 from dycoke_edge import Compression, Sampling, VideoLLM
-from dycoke_edge.bundle import EMBED, Manifest, open_bundle, sha256
+from dycoke_edge.bundle import EMBED, open_bundle, sha256
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.errors import UsageError
 from dycoke_edge.export.build import export
@@ -203,7 +203,7 @@ def test_where_settings_of_a_checkpoint_are_found(tiny_checkpoint: Path, tmp_pat
     manifest = export(model, tmp_path / "bundle", QUICK)
     assert manifest.stop_token_ids == (258,) and manifest.image_mean == (0.5, 0.5, 0.5)
     assert (tmp_path / "bundle" / "chat_template.jinja").read_text() == template
-    assert Manifest.model_validate_json((tmp_path / "bundle/dycoke_edge.json").read_text()) == manifest
+    assert open_bundle(tmp_path / "bundle").manifest == manifest
 
 
 def test_one_file_is_preferred_to_shards(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from dycoke_edge import contract
-from dycoke_edge.bundle import open_bundle
+from dycoke_edge.bundle import open_bundle, sealed
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.errors import BundleError
 from dycoke_edge.export import forms
 from dycoke_edge.export.build import export
+from dycoke_edge.ort import onnxruntime
 from tests import lively
 
 FORMS = ("vision_cuda", "vision_trt")
@@ -76,7 +76,7 @@ def test_the_forms_go_to_their_engines(tiny_bundle: Path, tmp_path: Path) -> Non
     for form in FORMS:
         del manifest["files"][f"onnx/{form}.onnx"]
         (old / f"onnx/{form}.onnx").unlink()
-    (old / "dycoke_edge.json").write_text(json.dumps(manifest))
+    (old / "dycoke_edge.json").write_text(sealed(manifest))
     assert open_bundle(old).graph_path("vision").is_file()
     for (_, provider), form in contract.FORMS.items():
         with pytest.raises(BundleError, match=f"no onnx/{form}.onnx, which --provider {provider} runs; export again"):

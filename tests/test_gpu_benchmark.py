@@ -156,3 +156,17 @@ def test_a_stage_is_what_a_longer_run_has_more() -> None:
         "mystery": "other",
     }
     assert {name: kernels.kind_of(name) for name in names} == names
+
+
+def test_bars_have_plain_names_and_numbers_without_exponents() -> None:
+    assert gpu_report.PLAIN.keys() == SIDES.keys()
+    assert gpu_report.plain("ours-merge@cuda,vision_batch=16") == "dycoke-edge, merge; vision batch 16"
+    assert gpu_report.plain("ours-off@tensorrt") == "dycoke-edge, no compression; tensorrt"
+    shown = [gpu_report.number(value) for value in (0.5, 1.234, 17.34, 91.9, 2289.6, 12345.6)]
+    assert shown == ["0.50", "1.23", "17.3", "91.9", "2,290", "12,346"]
+
+
+def test_the_plot_is_drawn_again_from_results(tmp_path: Path) -> None:
+    (tmp_path / "gpu.json").write_text(Path("benchmarks/results/gpu.json").read_text())
+    gpu.main(["--redraw", "--out", str(tmp_path)])
+    assert (tmp_path / "gpu.png").stat().st_size > 10_000

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -23,6 +22,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoPr
 from dycoke_edge import contract
 from dycoke_edge.bundle import open_bundle
 from dycoke_edge.contract import Graph, Tensor
+from dycoke_edge.ort import onnxruntime
 
 Array = NDArray[Any]
 MERGES = ["merge_030", "merge_050", "merge_070", "merge_090"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dycoke_edge import Compression, EngineError, LiveSpec, LiveVideo, Message, Sampling, UsageError, VideoLLM
+from dycoke_edge.bundle import sealed
 from dycoke_edge.dycoke import count_merged, merge_indices, stands_for
 from dycoke_edge.runtime.engine import AnyArray
 from dycoke_edge.runtime.live_window import ANCHOR
@@ -60,7 +61,7 @@ def test_a_streamed_clip_gives_the_ids_of_the_whole_clip(llm: VideoLLM, name: st
     live = llm.live(COMPRESSIONS[name], PLAIN)
     push_all(live, frames(count))
     for _ in range(2):  # a question leaves nothing behind
-        got = llm.reply(live.ask("What?", SHORT), SHORT)
+        got = llm.reply(live.ask("What?", SHORT))
         assert got.token_ids == want.token_ids and got.text == want.text
     assert len(set(want.token_ids)) > 4
     for name in (
@@ -277,7 +278,7 @@ def limited(tiny_bundle: Path, tmp_path: Path) -> Callable[[int], VideoLLM]:
         manifest = json.loads((tiny_bundle / "dycoke_edge.json").read_text())
         manifest["model"]["max_positions"] = positions
         (path / "dycoke_edge.json").unlink()
-        (path / "dycoke_edge.json").write_text(json.dumps(manifest))
+        (path / "dycoke_edge.json").write_text(sealed(manifest))
         return VideoLLM.load(path, kv_capacity=512, prefill_chunk=32)
 
     return load

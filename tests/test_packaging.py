@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from dycoke_edge.runtime import ort_cuda
+from tests.floors import floors
+
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("calibration", "export", "runtime")
 FOLDERS = ("dycoke_edge", *SIDES)
@@ -25,6 +27,7 @@ FRAMEWORKS = {"onnx", "onnxscript", "optimum", "safetensors", "torch", "transfor
 # A module may import those of a lower rank, and a side its own modules.
 ORDER = (
     "errors",
+    "ort",
     "partial",
     "config",
     "config_camera",
@@ -119,7 +122,7 @@ def test_runtime_does_without_frameworks() -> None:
 
 
 def test_shared_words_and_cli_load_no_side() -> None:
-    shared = [f"dycoke_edge.{word}" for word in (*ORDER, "cli")]
+    shared = [f"dycoke_edge.{word}" for word in (*ORDER, "cli") if word != "ort"]
     loaded = python("-c", f"import sys, {', '.join(shared)}; print(*sys.modules)", cwd=ROOT).split()
     assert not set(loaded) & (FRAMEWORKS | {"av", "onnxruntime"})
     assert not [module for module in loaded if module.startswith(tuple(f"dycoke_edge.{s}" for s in SIDES))]
@@ -145,7 +148,8 @@ def offences(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if not part(p).startswith("cli")], ids=name)
 def test_library_is_quiet(path: Path) -> None:
-    assert not list(offences(path))
+    writes = ["os.environ"] if path == ROOT / "dycoke_edge/ort.py" else []  # ONNX Runtime's switch, which is no read
+    assert list(offences(path)) == writes
 
 
 # The wheel
@@ -159,8 +163,8 @@ def setuptools_version() -> int:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the checkout: the build/ of an older one would leak into it."""
+def wheel(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Path) -> Path:
+    """Built from a copy of the checkout, as `make wheel` does it: the build/ of an older one would leak into it."""
     source = tmp_path_factory.mktemp("source")
     for folder in FOLDERS:
         shutil.copytree(
@@ -171,6 +175,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source)
+    shutil.copytree(shipped_bundle, source / "build/tiny-bundle")
     isolation = ["--no-build-isolation"] if setuptools_version() >= 77 else []
     python("-m", "pip", "wheel", "--no-deps", *isolation, "-w", str(source / "dist"), str(source))
     (built,) = (source / "dist").iterdir()
@@ -184,23 +189,42 @@ KERNELS = {
 DATA = {"dycoke_edge/py.typed", "dycoke_edge/runtime/serve/page.html", *TINY, *KERNELS}
 
 
-def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path, shipped_bundle: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     assert {entry.split("/")[0] for entry in inside} == {"dycoke_edge", info}
     assert f"{info}/licenses/LICENSE" in inside
     wanted = {f"dycoke_edge/{name(p).removeprefix('dycoke_edge/')}" for p in SOURCES}
-    assert {entry for entry in inside if not entry.startswith(info)} == wanted | DATA
+    shipped = {f"dycoke_edge/shipped/{p.relative_to(shipped_bundle)}" for p in shipped_bundle.rglob("*") if p.is_file()}
+    assert {entry for entry in inside if not entry.startswith(info)} == wanted | DATA | shipped
+    assert wheel.stat().st_size < 40 * 2**20
+
+
+PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+
+
+def install(wheel: Path, home: Path, executable: str | Path = sys.executable) -> Path:
+    """The bin/ of an empty environment of a Python with the wheel and what it depends on."""
+    python("-m", "venv", str(home), executable=executable)
+    python(*PIP, "-c", str(ROOT / "constraints.txt"), str(wheel), executable=home / "bin/python")
+    return home / "bin"
 
 
 @pytest.fixture(scope="module")
 def device(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin/ of an empty environment with the wheel and what it depends on."""
-    home = tmp_path_factory.mktemp("device")
-    venv.create(home, with_pip=True)
-    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    python(*pip, "-c", str(ROOT / "constraints.txt"), str(wheel), executable=home / "bin/python")
-    return home / "bin"
+    """That of this Python."""
+    return install(wheel, tmp_path_factory.mktemp("device"))
+
+
+def interpreter(release: str) -> str:
+    """A Python of a release, of the system or pyenv; skips where there is none."""
+    found = sorted(Path.home().glob(f".pyenv/versions/{release}.*/bin/python"))
+    for candidate in (f"python{release}", *map(str, found)):
+        try:
+            return python("-c", "import ensurepip, sys, venv; print(sys.executable)", executable=candidate).strip()
+        except (OSError, AssertionError):  # pyenv has a shim for each Python, which fails for those not switched on
+            continue
+    pytest.skip(f"no Python {release} here: apt install python{release}-venv, or pyenv install {release}")
 
 
 @pytest.fixture
@@ -221,12 +245,33 @@ def test_wheel_installs_without_torch(device: Path, wheel: Path, outside: dict[s
 
 
 @pytest.mark.slow
-def test_wheel_answers_without_torch(device: Path, outside: dict[str, Any], tiny_bundle: Path) -> None:
+def test_wheel_answers_straight_after_it_was_installed(device: Path, outside: dict[str, Any]) -> None:
+    answers = python("demo", executable=device / "dycoke-edge", **outside)
+    assert answers.splitlines()[0] == "How many objects are there? two" and answers.count("\n") == 3
+
+
+def answer(device: Path, outside: dict[str, Any], bundle: Path) -> str:
     clip = ("--video", str(ROOT / "examples" / "clip.mp4"), "--num-frames", "4")
     ask = ("--prompt", "What happens?", "--max-new-tokens", "8")
-    run = ("run", str(tiny_bundle), *clip, *ask)
-    answer = python(*run, executable=device / "dycoke-edge", **outside)
-    assert answer.strip() and not answer.lstrip().startswith(("{", "["))
+    return python("run", str(bundle), *clip, *ask, executable=device / "dycoke-edge", **outside)
+
+
+@pytest.mark.slow
+def test_wheel_answers_without_torch(device: Path, outside: dict[str, Any], tiny_bundle: Path) -> None:
+    told = answer(device, outside, tiny_bundle)
+    assert told.strip() and not told.lstrip().startswith(("{", "["))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", ["3.10", "3.12"])
+def test_wheel_answers_on_another_python(
+    release: str, wheel: Path, outside: dict[str, Any], tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """JetPack 6 has 3.10, Ubuntu 24.04 3.12; with the pins for that Python."""
+    device = install(wheel, tmp_path / "device", interpreter(release))
+    version = "import sys; print('%d.%d' % sys.version_info[:2])"
+    assert python("-c", version, executable=device / "python", **outside).strip() == release
+    assert answer(device, outside, tiny_bundle).strip()
 
 
 @pytest.mark.slow
@@ -234,11 +279,9 @@ def test_wheel_answers_on_the_oldest_packages_it_allows(
     device: Path, outside: dict[str, Any], tiny_bundle: Path
 ) -> None:
     """After the others of this file that use `device`: it is brought down to the floors of pyproject.toml."""
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
-    floors = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    pins = [floor.replace(">=", "==") for floor in floors]
+    pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     before = python("-m", "dycoke_edge", "verify", str(tiny_bundle), executable=device / "python", **outside)
-    python("-m", "pip", "install", "--quiet", *pins, executable=device / "python", **outside)
+    python("-m", "pip", "install", "--quiet", *floors(), executable=device / "python", **outside)
     after = python("-m", "dycoke_edge", "verify", str(tiny_bundle), executable=device / "python", **outside)
     assert before == after
 
@@ -259,3 +302,75 @@ def test_readme_starts_with_demo_and_test() -> None:
     lines = itertools.chain.from_iterable(block.splitlines() for block in blocks)
     commands = [line.split(" #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
     assert commands[:2] == ["make demo", "make test"]
+
+
+# onnxruntime and onnxruntime-gpu, which own the same files
+
+
+def test_the_package_asks_for_one_onnxruntime(wheel: Path) -> None:
+    """And no extra for the other: pip would write both to the same files."""
+    info = next(entry for entry in zipfile.ZipFile(wheel).namelist() if entry.endswith("/METADATA"))
+    asked = re.findall(r"^Requires-Dist: (onnxruntime\S*)", zipfile.ZipFile(wheel).read(info).decode(), re.M)
+    assert [requirement.split(">")[0] for requirement in asked] == ["onnxruntime"]
+
+
+def stand_in(folder: Path, package: str, provider: str) -> None:
+    """A wheel that owns onnxruntime's files."""
+    module = (
+        f"class InferenceSession: pass\ndef get_available_providers(): return [{provider!r}]\n__version__ = '1.99'\n"
+    )
+    name = package.replace("-", "_")
+    info = f"{name}-1.99.dist-info"
+    files = {
+        "onnxruntime/__init__.py": module,
+        f"onnxruntime/{name}.so": "",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.99\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{file},,\n" for file in (*files, f"{info}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-1.99-py3-none-any.whl", "w") as out:
+        for file, content in {**files, f"{info}/RECORD": record}.items():
+            out.writestr(file, content)
+
+
+@pytest.mark.slow
+def test_the_order_of_installing_for_a_gpu_works(wheel: Path, tmp_path: Path) -> None:
+    """The command that docs, doctor and errors give, from every state that pip can be in."""
+    cpu, gpu = "onnxruntime", "onnxruntime-gpu"
+    stand_in(tmp_path, cpu, "CPUExecutionProvider")
+    stand_in(tmp_path, gpu, "CUDAExecutionProvider")
+    environment = tmp_path / "venv"
+    python("-m", "venv", str(environment))
+    env = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_CONFIG_FILE": os.devnull}
+    env |= {"PATH": f"{environment / 'bin'}:{env['PATH']}"}
+    ask = "import dycoke_edge.ort as o; print(*o.onnxruntime.get_available_providers())"
+
+    def install(*packages: str) -> None:
+        for package in packages:
+            python(*PIP, "--no-deps", package, executable=environment / "bin/python", env=env)
+
+    def providers() -> str:
+        return python("-c", ask, executable=environment / "bin/python", cwd=tmp_path, env=env).strip()
+
+    install(str(wheel))
+    for before in ([cpu], [cpu], [gpu, cpu]):  # as installed; after an upgrade brought it back; both at once
+        install(*before)
+        assert providers() == "CPUExecutionProvider"
+        subprocess.run(ort_cuda.INSTALL, shell=True, check=True, env=env, capture_output=True)
+        assert providers() == "CUDAExecutionProvider"
+    subprocess.run(ort_cuda.INSTALL, shell=True, check=True, env=env, capture_output=True)  # once more
+    assert providers() == "CUDAExecutionProvider"
+
+
+def test_docs_give_that_order() -> None:
+    assert ort_cuda.INSTALL in README.read_text() and ort_cuda.JETPACK in " ".join(README.read_text().split())
+
+
+def test_what_pip_leaves_of_onnxruntime_is_no_onnxruntime(outside: dict[str, Any], tmp_path: Path) -> None:
+    """After `pip uninstall` of the one that came last the other's own files are still there."""
+    (tmp_path / "onnxruntime").mkdir()
+    code = "import sys\nsys.path[:0] = sys.argv[1:]\nfrom dycoke_edge.doctor import examine\nfacts = examine()\n"
+    code += "print(facts['can_run'], *facts['missing'], facts['to_run'], sep='|')"
+    (tmp_path / "onnxruntime" / "__init__.py").touch()
+    said = python("-c", code, str(tmp_path), cwd=ROOT)
+    assert said == "False|onnxruntime|pip install --force-reinstall onnxruntime\n"

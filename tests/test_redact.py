@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dycoke_edge.runtime.camera import redact as module
 from dycoke_edge.runtime.camera.failure import SourceError
-from dycoke_edge.runtime.camera.redact import HIDDEN, redact
+from dycoke_edge.runtime.camera.redact import HIDDEN, one_line, redact
+from tests.steps import Counted, Steps, TooManyStepsError
 
 CANARY = "c4n4ry"
 PIECES = [
@@ -122,3 +126,51 @@ def test_the_rest_stays(text: str, shown: str) -> None:
 def test_every_source_error_is_redacted() -> None:
     error = SourceError("timeout", f"rtsp://u:{CANARY}@cam/x sent nothing")
     assert CANARY not in str(error) and CANARY not in repr(error) and HIDDEN in str(error)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "pw-", "a-a-", "pw_", "user-", ",a:", "a://", "pw ", "pw: ", "pw=", "cookie ", "user=", "?a=&", "a:@", "@ a:",
+        "a ", "-", "'", "=a", "api-key_", "é-", "x://a@", "file://", "set-cookie", " ",
+    ],
+)  # fmt: skip
+def test_work_grows_with_the_text_and_no_faster(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """Each letter costs so many steps of matching, in a text of 4 or of 64 kB."""
+    length = 4096
+    text = (part * length)[:length]
+    plain = redact(text)
+    steps = Steps(most=120 * length)
+    for name, value in vars(module).items():
+        if isinstance(value, re.Pattern):
+            monkeypatch.setattr(module, name, Counted(value, steps))
+    assert redact(text) == plain
+    assert steps.taken > 5 * length  # they were counted
+
+
+def test_what_grows_faster_is_counted_so() -> None:
+    """The counter would notice: this is what a pattern looks like that tries a word again from each of its letters."""
+    steps = Steps(most=120 * 1024)
+    with pytest.raises(TooManyStepsError):
+        Counted(re.compile(r"[\w-]*[_-]pw="), steps).search("pw-" * 341)
+
+
+@pytest.mark.parametrize("part", ["pw-", "a-a-", "pw_", "user-", ",a:", "a://"])
+def test_64_kilobytes_come_back(part: str) -> None:
+    assert len(redact(part * (65536 // len(part)))) > 0  # 31 s for 16 kB once
+
+
+def test_one_line_of_a_stranger() -> None:
+    assert one_line("/a\r\n2026 INFO forged\x1b[2J\u2028\x9b\ud800", 200) == (
+        r"/a\r\n2026 INFO forged\x1b[2J\u2028\x9b\ud800"
+    )
+    assert one_line("Tür \u202e", 200) == r"Tür \u202e"
+    assert one_line("x" * 500, 200) == "x" * 200
+    assert CANARY not in one_line(f"rtsp://u:{CANARY}" + "x" * 500 + "@cam/", 200)
+    assert CANARY not in one_line(f"as u:{CANARY}" + "x" * 500 + "@cam/", 200)
+
+
+@given(st.text(max_size=300), st.integers(1, 50))
+def test_one_line_of_anything(text: str, most: int) -> None:
+    line = one_line(text, most)
+    assert len(line) <= most and line.isprintable()

@@ -1,12 +1,17 @@
-"""Drawing tokens: greedy, temperature and top-p against a naive distribution, extremes, and the seed."""
+"""Drawing tokens: greedy, temperature and top-p against a naive distribution, extremes, the seed; and how an answer
+ends."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from dycoke_edge.config import Sampling
+from dycoke_edge.runtime.loop import Ending
+from dycoke_edge.runtime.repetition import LONGEST, Repetition
 from dycoke_edge.runtime.sampling import Sampler, nucleus
 
 LOGITS = np.array([1.0, 3.0, 2.0, 2.5, -1.0, 0.0], np.float32)
@@ -103,3 +108,96 @@ def test_a_huge_temperature_draws_all_tokens_alike(temperature: float) -> None:
 @pytest.mark.parametrize("largest", [1e4, 3e38])
 def test_large_logits_do_not_overflow(largest: float) -> None:
     assert draw(np.array([-largest, largest, 0], np.float32), 5, temperature=1.0) == [1] * 5
+
+
+# Answers that repeat themselves
+
+
+def stopped_after(tokens: Iterable[int], limit: int = Sampling().repeat_limit) -> int | None:
+    """How many tokens are let through before it is noticed."""
+    repetition = Repetition(limit)
+    return next((number for number, token in enumerate(tokens, 1) if repetition.push(token)), None)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "after"),
+    [
+        (1, 32),  # "aaaa...": as many tokens as the limit allows
+        (2, 32),
+        (5, 32),
+        (10, 32),
+        (11, 33),  # three times
+        (40, 120),
+        (LONGEST, 3 * LONGEST),
+        (LONGEST + 1, None),
+    ],
+)
+def test_a_repetition_is_a_phrase_three_times_in_a_row(phrase: int, after: int | None) -> None:
+    again = list(range(100, 100 + phrase)) * (500 // phrase)
+    assert stopped_after(again) == after
+    before = list(range(50)) + [100] * 31 + [7]
+    assert stopped_after(before + again) == (after and after + len(before))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [5, 6] * 15,  # ha ha ha
+        [*([1, 9] * 15), 2],  # 1, 1, 1, ...
+        [token for number in range(60) for token in (number, 900)],  # 1, 2, 3, ...
+        [token for number in range(30) for token in (800, 801, 802, number, 803)],  # a list of alike lines
+        [*range(100, 140)] * 2,  # a sentence said twice
+        [0],
+    ],
+)
+def test_lists_and_laughter_are_none(answer: list[int]) -> None:
+    assert stopped_after(answer) is None
+
+
+def test_it_may_be_let_go_on_or_be_stopped_sooner() -> None:
+    assert stopped_after([1, 2] * 500, limit=0) is None
+    assert stopped_after([1, 2] * 500, limit=1) == 6
+    assert stopped_after([1, 2] * 500, limit=100) == 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_repetitions_are_those_of_the_definition(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tokens, limit = list(random.integers(2, size=60)), int(random.integers(1, 12))
+
+    def repeats(tail: list[int]) -> bool:
+        sizes = range(1, len(tail) // 3 + 1)
+        return any(
+            tail[-size * times :] == tail[-size:] * times and size * times + extra >= limit
+            for size in sizes
+            for times in range(3, len(tail) // size + 1)
+            for extra in [_same(tail[: -size * times], tail[-size:])]
+        )
+
+    wanted = next((end for end in range(1, len(tokens) + 1) if repeats(tokens[:end])), None)
+    assert stopped_after(tokens, limit) == wanted
+
+
+def _same(before: list[int], phrase: list[int]) -> int:
+    """How many tokens at the end of `before` are the end of the phrase: the beginning of the repetition, cut off."""
+    number = 0
+    while number < min(len(before), len(phrase)) and before[-1 - number] == phrase[-1 - number]:
+        number += 1
+    return number
+
+
+@pytest.mark.parametrize(
+    ("sampling", "tokens", "reasons"),
+    [
+        (Sampling(max_new_tokens=3), [1, 2, 3], [None, None, "length"]),
+        (Sampling(max_new_tokens=3, stop_token_ids=(2,)), [1, 2], [None, "stop"]),
+        (Sampling(max_new_tokens=9, repeat_limit=1), [1, 1, 1], [None, None, "repetition"]),
+        (Sampling(max_new_tokens=3, repeat_limit=1), [1, 1, 1], [None, None, "repetition"]),
+        (Sampling(max_new_tokens=3, repeat_limit=0), [1, 1, 1], [None, None, "length"]),
+        (Sampling(max_new_tokens=4, repeat_limit=1, stop_token_ids=()), [1, 1, 1, 1], [None, None, None, "length"]),
+        (Sampling(max_new_tokens=3, repeat_limit=1, stop_token_ids=(1,)), [1], ["stop"]),
+    ],
+)
+def test_why_an_answer_ends(sampling: Sampling, tokens: list[int], reasons: list[str | None]) -> None:
+    ending = Ending(sampling)
+    assert [ending.push(token) for token in tokens] == reasons

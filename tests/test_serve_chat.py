@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import errno
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 from urllib.parse import quote
@@ -18,10 +16,9 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from dycoke_edge import Message, VideoLLM
 from dycoke_edge.config import Clip, Compression, Sampling
 from dycoke_edge.config_camera import Camera
-from dycoke_edge.errors import InputError
 from dycoke_edge.runtime.serve.media import from_data_url
 from dycoke_edge.runtime.serve.until import Until
-from dycoke_edge.template import environment
+from dycoke_edge.template import ChatTemplate
 from tests import clips
 from tests.serving import (
     Served,
@@ -107,7 +104,7 @@ def test_the_openai_client_shows_a_video_and_a_live_camera(client: openai.OpenAI
     )
     assert found.model_extra is not None
     assert found.model_extra["dycoke"] == {
-        "vision_tokens_in": 128, "vision_tokens_kept": 56, "frames": 8, "window": None,
+        "finish_reason": "length", "vision_tokens_in": 128, "vision_tokens_kept": 32, "frames": 8, "window": None,
     }  # fmt: skip
     content = [stream("yard"), text()]
     found = client.chat.completions.create(
@@ -297,8 +294,9 @@ def test_pictures_of_a_message_are_one_clip_in_their_order(client: openai.OpenAI
     assert found.choices[0].message.content == as_video["choices"][0]["message"]["content"]
     assert found.model_extra is not None and found.model_extra["dycoke"] == as_video["dycoke"]
     assert as_video["dycoke"]["frames"] == 5 and as_video["dycoke"]["vision_tokens_in"] == 5 * 16
-    turned = served.ask(text("Look:"), *reversed(shown), text("What?")).json()
-    assert turned["choices"] != as_video["choices"]
+    paper: Any = {"dycoke": {"merge_ratio": 0.7}}  # which looks back further, and so differs by more
+    forward, turned = (served.ask(*row, text(), **paper).json()["choices"] for row in (shown, shown[::-1]))
+    assert forward != turned
     first = said("user", shown[0], text("And?"), shown[1])
     again = served.ask(messages=[first, said("assistant", "Nothing."), said("user", "What?")]).json()
     assert again["dycoke"]["frames"] == 2
@@ -460,7 +458,7 @@ def test_a_template_without_system_messages_says_so(tiny_bundle: Path) -> None:
     ignores = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
     with serving(llm) as served:
         for before, why in ((refuses, "System role not supported"), (ignores, "leaves out what the system says")):
-            llm.text._template = environment().from_string(before + own)
+            llm.text._template = ChatTemplate(before + own)
             assert why in error(served.ask(messages=[said("system", "Be brief."), HI]), 400)["message"]
             assert answer(served, messages=[HI, HELLO, HI])["usage"]["completion_tokens"] == 4
         assert served.http.get("/v1/health/ready").status_code == 200
@@ -502,57 +500,20 @@ def test_an_error_on_the_way_is_no_text(served: Served, monkeypatch: pytest.Monk
     assert error(served.ask(text()), 500)["code"] == "internal_error"
 
 
-class Full:
-    """A temporary folder without room: files can be made, and take nothing."""
-
-    def __init__(self, prefix: str) -> None:
-        self.name = "/dev/full"
-        self._file = open("/dev/full", "wb")  # noqa: SIM115
-
-    def __enter__(self) -> Any:
-        return self._file
-
-    def __exit__(self, *exception: object) -> None:
-        with suppress(OSError):
-            self._file.close()
-
-
-def none_at_all(prefix: str) -> Any:
-    raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
-
-
-@pytest.mark.parametrize(("temporary", "reason"), [(Full, "No space left on device"), (none_at_all, "No usable")])
-def test_a_full_temporary_folder_is_no_fault_of_the_request(
-    served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch, temporary: Any, reason: str
-) -> None:
-    monkeypatch.setattr("dycoke_edge.runtime.serve.media.NamedTemporaryFile", temporary)
-    for part in (video(data_url(clip)), image(JPEG)):
-        found = error(served.ask(part, text()), 507)
-        assert reason in found["message"] and "TMPDIR" in found["message"] and found["type"] == "server_error"
-    monkeypatch.undo()
-    assert served.ask(image(JPEG), text()).status_code == 200
-
-
-@pytest.mark.parametrize("read", ["read_image", "check_image"])
-def test_so_it_is_where_a_decoder_found_no_room(served: Served, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
-    def fails(*arguments: Any) -> Any:
-        try:
-            raise OSError(errno.EDQUOT, "Disk quota exceeded")
-        except OSError as error:
-            raise InputError("it cannot be read; copy it again") from error
-
-    monkeypatch.setattr(f"dycoke_edge.runtime.serve.media.{read}", fails)
-    assert "Disk quota exceeded" in error(served.ask(image(JPEG), text()), 507)["message"]
-
-
 COMPRESSED: Any = {"media_io_kwargs": {"video": {"num_frames": 8}}, "max_tokens": 8}
 
 
 def test_a_request_has_its_own_compression(served: Served, clip: Path, tiny_bundle: Path) -> None:
     llm, ask = VideoLLM.load(tiny_bundle, kv_capacity=2048), (video(data_url(clip)), text())
-    for given in ({"merge_ratio": 0.9, "prune_ratio": 0}, {"merge_ratio": 0, "prune_ratio": 0.5, "positions": None}):
+    for given in (
+        {"merge_ratio": 0.9, "prune_ratio": 0},
+        {"merge_ratio": 0, "prune_ratio": 0.5, "positions": None},
+        {"mode": "official", "merge_ratio": 0.3},
+        {"budget": 0.5, "keep": "attention"},
+        {"mode": "paper"},
+    ):
         found = answer(served, *ask, dycoke=given, **COMPRESSED)
-        compression = Compression(merge_ratio=given["merge_ratio"] or 0, prune_ratio=given["prune_ratio"] or 0)
+        compression = Compression(**given)
         sampling = Sampling(max_new_tokens=8)
         expected = llm.generate("What?", str(clip), None, compression, sampling, Clip(num_frames=8))
         assert found["choices"][0]["message"]["content"] == expected.text

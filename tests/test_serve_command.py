@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from dycoke_edge.cli_serve import load
+from dycoke_edge import EngineError, VideoLLM
+from dycoke_edge.cli_serve import _Plain, load, run
 from dycoke_edge.runtime.serve.config import read_config
+from dycoke_edge.runtime.serve.listener import Server
 from tests.commands import ROOT, here
-from tests.serving import CHAT, wait_for
+from tests.hostile import slow_video
+from tests.serving import CHAT, text, video, wait_for
+from tests.talker import SLOW, talking
 
 Capture = pytest.CaptureFixture[str]
 CANARY = "c4n4ry-S3CRET"
@@ -253,6 +260,16 @@ def test_what_serve_needs(capsys: Capture, tmp_path: Path, tiny_bundle: Path, wr
     assert outcome.code == 2 and f"127.0.0.1:{port} (--host, --port)" in outcome.complaint
 
 
+def test_only_a_traceback_has_several_lines() -> None:
+    try:
+        raise ValueError("a\n2026 INFO forged\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "said %s", ("a\r\nb\x1b\u2028",), sys.exc_info())
+    first, *more = _Plain("%(levelname)s %(message)s").format(record).split("\n")
+    assert first == r"ERROR said a\r\nb\x1b\u2028"
+    assert more[-1] == r"    2026 INFO forged\x1b[2J" and all(line.startswith("    ") for line in more)
+
+
 # A process
 
 
@@ -290,6 +307,7 @@ def _ready(url: str) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(tiny_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
     """In the middle of an answer, of events and of an alert: the alert's end is written, and nothing hangs."""
@@ -321,6 +339,70 @@ server: {{max_new_tokens: 8000}}
     phases = [event["phase"] for event in events_written if event["type"] == "alert"]
     assert phases[0] == "new" and phases[-1] == "end"
     assert (tmp_path / "out").read_text() == "" and "Traceback" not in (tmp_path / "err").read_text()
+
+
+@pytest.mark.parametrize("shown", ["pictures", "drip"])
+def test_a_signal_waits_for_no_media(tiny_bundle: Path, tmp_path: Path, shown: str) -> None:
+    """Pictures that take half a minute to decode, or a URL whose answer drips, are on their way. Their files go."""
+    (tmp_path / "temporary").mkdir()
+    with talking(SLOW["header"], "127.0.0.2") as site:
+        url = f"http://127.0.0.2:{site.port}/x" if shown == "drip" else slow_video()
+        message = {"role": "user", "content": [video(url), text()]}
+        body = {"model": tiny_bundle.name, "messages": [message]}
+        config = CAMERA + "server: {video_timeout_s: 600, fetch_hosts: [127.0.0.2/32]}"
+        with process(tiny_bundle, config, tmp_path, TMPDIR=str(tmp_path / "temporary")) as (at, running):
+
+            def ask() -> None:
+                with suppress(httpx.TransportError):
+                    httpx.post(at + CHAT, json=body, timeout=60, trust_env=False)
+
+            asking = threading.Thread(target=ask)
+            asking.start()
+            wait_for(lambda: list((tmp_path / "temporary").glob("dycoke-*/*")))  # the file is there, and is read
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(5) == 0  # the promise is 5 seconds
+            asking.join(30)
+    assert not list((tmp_path / "temporary").glob("dycoke-*"))
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+class PanicError(BaseException):
+    """What pyo3 makes of a panic of a Rust library: no Exception."""
+
+
+@pytest.mark.parametrize("wish", ["exit", "recover"])
+def test_a_panic_ends_the_process_if_so_configured(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, wish: str
+) -> None:
+    def panics(*arguments: Any, **options: Any) -> Any:
+        raise PanicError("index out of bounds")
+
+    servers = list[Server]()
+    monkeypatch.setattr(VideoLLM, "stream", panics)
+    monkeypatch.setattr("dycoke_edge.cli_serve.output.people.print", lambda *_: None)
+    real = Server.run
+
+    def remembered(self: Server, *arguments: Any, **options: Any) -> None:
+        servers.append(self)
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(Server, "run", remembered)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = read_config({"cameras": {}, "server": {"on_panic": wish, "port": port}})
+    body = {"model": tiny_bundle.name, "messages": [{"role": "user", "content": "Hi"}]}
+    with ThreadPoolExecutor(1) as pool:
+        ran = pool.submit(run, tiny_bundle, config)
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: _ready(url) or ran.done())
+        assert httpx.post(url + CHAT, json=body, trust_env=False).status_code == 503
+        if wish == "recover":
+            assert httpx.post(url + CHAT, json=body, trust_env=False).status_code == 503
+            assert _ready(url)
+            servers[0].stop()
+        found = ran.exception(20)
+    assert isinstance(found, EngineError) == (wish == "exit"), found
+    assert found is None or "PanicError" in str(found)
 
 
 def test_a_secret_appears_nowhere(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import sleep
 from typing import Any
 
+import httpx
 import pytest
 from PIL import Image
 
-from dycoke_edge import UsageError, VideoLLM
+from dycoke_edge import InputError, UsageError, VideoLLM
 from dycoke_edge.config_serve import ServeSpec
-from dycoke_edge.runtime import container
+from dycoke_edge.runtime.repetition import Repetition
+from dycoke_edge.runtime.serve import bodies, media
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
+from dycoke_edge.runtime.serve.messages import ChatRequest
 from tests import clips
 from tests.serving import CHAT, Served, data_url, drain, error, image, serving, text, video, wait_for
 
@@ -242,20 +247,33 @@ def test_bombs_are_refused_before_they_are_decoded(served: Served, tmp_path: Pat
     assert "at most 10 s" in error(served.ask(video(data_url(long)), text()), 400)["message"]
 
 
-def test_a_picture_that_grows_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_grows_on_the_way(served: Served, tmp_path: Path) -> None:
     small = clips.write_clip(tmp_path / "small.h264", size=(64, 48), frames=4)
     large = clips.write_clip(tmp_path / "large.h264", size=(640, 480), frames=4)
     both = tmp_path / "both.h264"
     both.write_bytes(small.read_bytes() + large.read_bytes())
     assert len(clips.marks(both)) == 8
-    monkeypatch.setattr(container, "MOST_PIXELS", 10_000)
-    with pytest.raises(ValueError, match=r"damaged|cannot be read"):
-        clips.marks(both)
+    with pytest.raises(InputError, match=r"damaged|cannot be read"):
+        clips.marks(both, max_pixels=10_000)
+    assert "damaged" in error(served.ask(video(data_url(both)), text()), 400)["message"]  # 40,000 are allowed
 
 
-def test_a_million_packets(served: Served, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dycoke_edge.runtime.serve.media.PACKETS", 20)
-    assert "21 or more frames" in error(served.ask(video(data_url(clip)), text()), 400)["message"]
+@pytest.mark.parametrize("kind", ["WEBP", "PNG"])
+def test_an_animation_is_a_video(served: Served, kind: str, tmp_path: Path) -> None:
+    path, drawn = tmp_path / "clip.bin", [Image.fromarray(clips.mark(k)) for k in range(6)]
+    drawn[0].save(path, kind, save_all=True, append_images=drawn[1:], duration=500, lossless=True)
+    assert served.ask(video(data_url(path)), text(), max_tokens=1).status_code == 200
+    drawn[0].save(path, kind, save_all=True, append_images=drawn[1:], duration=3000, lossless=True)
+    assert "18 s long; at most 10 s" in error(served.ask(video(data_url(path)), text()), 400)["message"]
+    large = [image.resize((640, 480)) for image in drawn]
+    large[0].save(path, kind, save_all=True, append_images=large[1:], duration=100)
+    assert "640 x 480 pixels" in error(served.ask(video(data_url(path)), text()), 400)["message"]
+
+
+def test_a_million_packets(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "PACKETS", 20)
+    with pytest.raises(InputError, match="21 or more frames"):
+        media.check_video(clip, ServeSpec())
 
 
 # Bodies and connections
@@ -272,6 +290,33 @@ def test_a_large_body_is_refused_unread(served: Served) -> None:
     assert said.startswith(b"HTTP/1.1 413 ") and b'"code":"too_large"' in said
     assert error(served.ask(text("x" * 400_000)), 413)
     assert error(served.http.request("GET", "/v1/models", content=b"x"), 413)
+
+
+def test_only_questions_may_be_large(served: Served) -> None:
+    body = b'{"prompt": "' + b"x" * 140_000 + b'"}'
+    for method, path in (("POST", "/v1/alerts"), ("PUT", "/v1/alerts/x"), ("POST", "/v1/live-stream"), ("PUT", CHAT)):
+        found = error(served.http.request(method, path, content=body, headers=JSON), 413)
+        assert "at most 131072 bytes" in found["message"]
+
+
+def test_bodies_are_bounded_together(model: VideoLLM) -> None:
+    head = raw(f"POST {CHAT} HTTP/1.1", b"Content-Type: application/json\r\nContent-Length: 300000\r\n\r\n")
+    with serving(model, max_bodies_bytes=500_000) as served:
+        with socket.create_connection(("127.0.0.1", served.port), 10) as first:
+            first.sendall(head + b" " * 290_000)
+            wait_for(lambda: b"HTTP/1.1 429 " in served.send(head + b" " * 300_000))
+            assert served.ask(text()).status_code == 200  # there is room for a small one
+        wait_for(lambda: served.ask(text("x" * 300_000)).status_code == 400)  # too many letters: it was read
+        assert [served.ask(text("x" * 300_000)).status_code for _ in range(3)] == [400] * 3  # and given back
+
+
+def test_bytes_are_given_back_before_an_answer_begins(model: VideoLLM, clip: Path) -> None:
+    with serving(model, max_bodies_bytes=200_000, max_new_tokens=1000) as served:
+        part = video(data_url(clip.read_bytes() + b" " * 50_000))
+        body = {"model": served.model, "messages": [{"role": "user", "content": [part, text()]}], "max_tokens": 1000}
+        with served.http.stream("POST", CHAT, json=body | {"stream": True}) as answer:
+            next(answer.iter_lines())
+            assert "letters" in error(served.ask(text("x" * 150_000)), 400)["message"]
 
 
 def test_a_large_body_in_chunks_is_refused(served: Served) -> None:
@@ -296,6 +341,52 @@ def test_a_large_body_in_chunks_is_refused(served: Served) -> None:
 def test_what_is_no_request(served: Served, body: bytes) -> None:
     for path in (CHAT, "/v1/live-stream", "/v1/alerts"):
         error(served.http.post(path, content=body, headers=JSON), 400)
+
+
+def chat(messages: str) -> bytes:
+    return f'{{"model": "x", "messages": [{messages}]}}'.encode()
+
+
+MESSAGE, PART = '{"role": "user", "content": [%s]}', '{"type": "text", "text": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (chat(MESSAGE % ",".join(["{},[]"] * 12_000)), 400, "too many values"),
+        (chat(MESSAGE % ("[" * 40_000)), 400, "too many values"),
+        (b'{"metadata": {' + b",".join(b'"%d":0' % (i % 10) for i in range(40_000)) + b"}}", 400, "too many values"),
+        (chat(MESSAGE % ",".join([PART] * 129)), 400, "at most 128 items"),
+        (chat(",".join([MESSAGE % PART] * 65)), 400, "at most 64 items"),
+        (chat(MESSAGE % ",".join(['{"type": "x"}'] * 64)), 400, "messages.0.content.0: should be one of"),
+        (chat(MESSAGE % ("[" * 5000)), 400, "is not JSON"),
+        (b'{"model": ' + b"9" * 5000 + b"}", 400, ""),
+    ],
+)  # fmt: skip
+def test_bodies_of_many_values(served: Served, body: bytes, status: int, said: str) -> None:
+    assert said in error(served.http.post(CHAT, content=body, headers=JSON), status)["message"]
+
+
+def test_64_messages_of_128_parts_are_a_request() -> None:
+    asked = chat(",".join([MESSAGE % ",".join([PART] * 128)] * 64))
+    body = bytearray(asked.split(b"\r\n\r\n")[-1])
+    read = bodies.parse(ChatRequest, body, bodies.VALUES)
+    assert isinstance(read, ChatRequest) and body == b""
+    assert sum(len(message.content or "") for message in read.messages) == 8192
+
+
+def test_bodies_are_read_apart_from_the_event_loop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[str]()
+    real = json.loads
+
+    def loads(text: str) -> Any:
+        seen.append(threading.current_thread().name)
+        return real(text)
+
+    monkeypatch.setattr(json, "loads", loads)
+    for path in (CHAT, "/v1/live-stream", "/v1/alerts", "/v1/alerts/x"):
+        served.http.request("PUT" if path.endswith("x") else "POST", path, json={})
+    assert len(seen) == 4 and "server" not in seen  # that is the loop's thread
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
@@ -369,7 +460,8 @@ def test_connections_are_bounded(served: Served) -> None:
     wait_for(lambda: served.http.get("/v1/health/live").status_code == 200)
 
 
-def test_a_full_line_is_told(tiny_bundle: Path) -> None:
+def test_a_full_line_is_told(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repetition, "push", lambda self, token: False)  # the first answer must last
     with serving(VideoLLM.load(tiny_bundle, kv_capacity=8192), max_chats=1, max_new_tokens=4096) as busy:
         body = {
             "model": busy.model,
@@ -383,6 +475,118 @@ def test_a_full_line_is_told(tiny_bundle: Path) -> None:
             refused = busy.ask(text())
             assert error(refused, 429)["code"] == "busy" and int(refused.headers["retry-after"]) >= 1
         wait_for(lambda: busy.ask(text()).status_code == 200)  # who leaves makes room
+
+
+def crowd(served: Served, count: int, data: Callable[[int], bytes]) -> list[bytes]:
+    """The first answers to so many requests that are sent at once, over connections that are open until all came."""
+    with ExitStack() as stack:
+        many = [stack.enter_context(socket.create_connection(("127.0.0.1", served.port), 30)) for _ in range(count)]
+        for number, connection in enumerate(many):
+            connection.sendall(data(number))
+        return [connection.recv(1 << 12) for connection in many]
+
+
+def statuses(answers: list[bytes]) -> Counter[bytes]:
+    return Counter(answer.split(b" ")[1] for answer in answers)
+
+
+def test_a_burst_of_readers_of_events(model: VideoLLM) -> None:
+    with serving(model, max_event_streams=4) as served:
+        for _ in range(2):  # who left makes room again
+            wait_for(
+                lambda: (
+                    statuses(crowd(served, 40, lambda _: raw("GET /v1/events HTTP/1.1", b"\r\n")))
+                    == {b"200": 4, b"429": 36}
+                )
+            )
+
+
+def test_a_burst_of_cameras(model: VideoLLM) -> None:
+    def add(number: int) -> bytes:
+        body = f'{{"liveStreamUrl": "rtsp://127.0.0.1:9/{number}"}}'.encode()
+        return raw(
+            "POST /v1/live-stream HTTP/1.1",
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body,
+        )
+
+    with serving(model, max_cameras=4, stream_hosts=("127.0.0.0/8",)) as served:
+        assert statuses(crowd(served, 40, add)) == {b"201": 4, b"409": 36}
+        assert len(served.watcher.cameras) == 4
+    with serving(model, stream_hosts=("127.0.0.0/8",)) as served:
+        assert statuses(crowd(served, 10, lambda _: add(0))) == {b"201": 1, b"409": 9}  # one is watched once
+
+
+# The model's thread
+
+
+class PanicError(BaseException):
+    """What pyo3 makes of a panic of a Rust library: no Exception."""
+
+
+def test_a_panic_fails_its_question_and_no_other(model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panics(*arguments: Any, **options: Any) -> Any:
+        raise PanicError("index out of bounds, password=" + KEY)
+
+    told = list[BaseException]()
+    with serving(model, told=told.append) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoLLM, "stream", panics)
+            for more in ({}, {"stream": True}):
+                response = served.ask(text(), **more)
+                assert error(response, 503)["code"] == "unavailable" and KEY not in response.text
+        assert [type(one) for one in told] == [PanicError] * 2
+        assert served.ask(text()).status_code == 200  # the thread goes on
+        assert served.watcher.status()["failures"] == 2
+
+
+def test_who_left_while_in_line_is_not_answered(model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = list[str](), threading.Event()
+    real = VideoLLM.stream
+
+    def holds(self: VideoLLM, messages: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(messages[-1].text)
+        assert go_on.wait(30)
+        return real(self, messages, *arguments, **options)
+
+    monkeypatch.setattr(VideoLLM, "stream", holds)
+    with serving(model) as served:
+        turns = served.watcher._turns
+        try:
+            first = threading.Thread(target=served.ask, args=(text("first"),))
+            first.start()
+            wait_for(lambda: asked == ["first"])
+            body = json.dumps({"model": served.model, "messages": [{"role": "user", "content": "second"}]}).encode()
+            head = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+            with socket.create_connection(("127.0.0.1", served.port), 10) as second:
+                second.sendall(raw(f"POST {CHAT} HTTP/1.1", head) + body)
+                wait_for(lambda: turns.waiting == 1)
+            wait_for(lambda: turns._line[0].cancelled)
+        finally:
+            go_on.set()
+        first.join(30)
+        assert served.ask(text("third")).status_code == 200
+    assert asked == ["first", "third"]
+
+
+def test_a_server_ends_while_the_model_does_not(model: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, begun = threading.Event(), threading.Event()
+
+    def holds(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return iter(())
+
+    monkeypatch.setattr(VideoLLM, "stream", holds)
+    answers = list[httpx.Response]()
+    with serving(model) as served:  # asserts at its end that the server's thread has ended
+        asking = threading.Thread(target=lambda: answers.append(served.ask(text())))
+        asking.start()
+        assert begun.wait(30)
+        served.stop()
+        asking.join(20)
+        assert error(answers[0], 503)["code"] in ("unavailable", "stopping")
+        wait_for(lambda: not served.running())
+        go_on.set()
 
 
 # Who may ask
@@ -476,6 +680,19 @@ def test_the_key_lets_in(locked: Served) -> None:
     error(locked.http.get("/v1/models", headers=twice), 400)
 
 
+@pytest.mark.parametrize("path", ["/", "/favicon.ico", "/v1/health/live", "/v1/health/ready"])
+def test_what_needs_no_key_takes_nothing(locked: Served, path: str) -> None:
+    """Not a byte of a body is waited for."""
+    for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "FOO"):
+        more = b"Content-Type: application/json\r\nContent-Length: 30000000\r\n\r\n"
+        said = locked.send(raw(f"{method} {path} HTTP/1.1", more))
+        assert said.startswith(b"HTTP/1.1 405 ") and b"allow: get, head" in said.lower()
+    for length in (b"Content-Length: 1\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"):
+        assert locked.send(raw(f"GET {path} HTTP/1.1", length)).startswith(b"HTTP/1.1 413 ")
+    head, got = locked.http.head(path), locked.http.get(path)
+    assert head.status_code == got.status_code < 300 and head.content == b""
+
+
 def test_what_needs_no_key_tells_nothing(locked: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert locked.http.get("/").status_code == locked.http.get("/v1/health/live").status_code == 200
     assert locked.http.get("/v1/health/ready").json() == {"status": "ready", "reasons": []}
@@ -499,3 +716,48 @@ def test_every_answer_is_closed_to_other_pages(served: Served) -> None:
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
         assert headers["cross-origin-resource-policy"] == "same-origin" and headers["cache-control"] == "no-store"
         assert "frame-ancestors 'none'" in headers["content-security-policy"] and "server" not in headers
+
+
+# What is said of what strangers sent
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": KEY * 500},
+        {"type": "text", "text": {"a": KEY}},
+        {"type": "text", "text": "x", f"{KEY}:{KEY}": 1},
+        {"type": "image_url", "image_url": {"url": "x", "detail": KEY}},
+        {"type": "video_url", "video_url": {"url": f"{KEY}:" + "pw-" * 5000}},
+        {"type": "stream", "stream": {"stream_id": KEY}},
+    ],
+)
+def test_no_answer_repeats_what_was_sent(served: Served, part: dict[str, Any]) -> None:
+    response = served.ask(part, text())
+    assert response.status_code in (400, 404) and len(response.content) < 1000
+    assert "canary" not in response.text and "pw-" not in response.text
+
+
+def test_a_path_forges_no_line_of_the_log(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dycoke_edge.access")
+    forged = (
+        "/v1/x%0d%0a2026-01-01%20INFO%20dycoke_edge.access:%20GET%20/%1b%5b2J%1b%5d0;owned%07%c2%9b%e2%80%a8%e2%80%ae"
+    )
+    assert served.http.get(forged).status_code == 404
+    assert served.http.get("/v1/" + "pw-pw-" * 2000).status_code == 404
+    wait_for(lambda: len(caplog.messages) == 2)
+    assert all(line.isprintable() and len(line) < 250 for line in caplog.messages)
+    assert caplog.messages[0].startswith(r"GET /v1/x\r\n2026-01-01 INFO")
+
+
+def test_a_bug_is_logged_line_by_line(
+    served: Served, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall(self: object) -> None:
+        raise RuntimeError("fell\n2026-01-01 INFO forged\x1b[2J, password=" + KEY)
+
+    monkeypatch.setattr(type(served.watcher), "status", fall)
+    error(served.http.get("/v1/live-stream"), 500)
+    said = [record.getMessage() for record in caplog.records if record.name == "dycoke_edge.serve"]
+    assert len(said) > 5 and all(line.isprintable() for line in said)
+    assert said[0].startswith("Traceback") and KEY not in "".join(said)

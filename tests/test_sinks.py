@@ -20,12 +20,14 @@ from typing import Any
 import pytest
 
 from dycoke_edge import Camera, CameraWatcher, Event, UsageError
+from dycoke_edge.runtime.sinks import webhook
 from dycoke_edge.runtime.sinks.bounded import BoundedSink, CallbackSink, Transient
 from dycoke_edge.runtime.sinks.handlers import as_sinks
 from dycoke_edge.runtime.sinks.jsonl import JsonlSink
 from dycoke_edge.runtime.sinks.webhook import WebhookSink, sign, sign_standard, signing_key
 from tests.cameras import FakeLLM, by_hand, drive, wait
 from tests.commands import ROOT
+from tests.talker import SLOW, flood, talking
 
 QUICK = (0.001, 0.002)  # backoff
 EVENT = Event("alert", "new", "gate", "0", 1_790_000_000.0, rule_id="person", text="ü")
@@ -258,7 +260,8 @@ class Hook:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                hook.requests.append(({k.lower(): v for k, v in self.headers.items()}, body))
+                headers = {k.lower(): v for k, v in self.headers.items()} | {"client": str(self.client_address[1])}
+                hook.requests.append((headers, body))
                 code = hook.codes.pop(0) if len(hook.codes) > 1 else hook.codes[0]
                 self.send_response(code)
                 for name, value in {**hook.headers, "Content-Length": "0"}.items():
@@ -413,6 +416,40 @@ def test_retry_after_is_followed_within_bounds(hooked: Callable[..., Hook], monk
         assert sink.flush(30)
         sink.close(30)
     assert pauses == [7.0, None, None, None]
+
+
+def test_a_connection_is_used_again(hooked: Callable[..., Hook]) -> None:
+    hook = hooked(200)
+    sink = WebhookSink(hook.url)
+    for number in range(3):
+        sink(event(number))
+    assert sink.flush(30)
+    sink.close(30)
+    assert sink.delivered == 3 and len({headers["client"] for headers, _ in hook.requests}) == 1
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_an_answer_that_drips_is_a_failure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "TIMEOUT_S", 0.3)
+    with talking(SLOW[kind]) as receiver:
+        sink = WebhookSink(f"http://127.0.0.1:{receiver.port}/hook", attempts=2, backoff=QUICK)
+        sink(event(1))
+        assert sink.flush(60)
+        assert (sink.delivered, sink.dropped, sink.failures) == (0, 1, 2) and receiver.gone.wait(20)
+        sink.close(30)
+
+
+@pytest.mark.parametrize(("status", "counts"), [(200, (1, 0)), (404, (0, 1))])
+@pytest.mark.parametrize("more", ["", "Transfer-Encoding: chunked\r\n", "Content-Encoding: gzip\r\n"])
+def test_an_endless_answer_is_cut(status: int, counts: tuple[int, int], more: str) -> None:
+    block = b"10000\r\n" + b"x" * 0x10000 + b"\r\n" if "chunked" in more else b"x" * 0x10000
+    with talking(flood(f"HTTP/1.1 {status} OK\r\n{more}\r\n".encode(), block)) as receiver:
+        sink = WebhookSink(f"http://127.0.0.1:{receiver.port}/hook", attempts=1)
+        sink(event(1))
+        assert sink.flush(60)
+        assert (sink.delivered, sink.dropped) == counts and receiver.gone.wait(20)
+        assert receiver.sent < 16_000_000  # what the system's buffers hold
+        sink.close(30)
 
 
 def test_no_receiver_is_transient_and_its_url_stays_secret() -> None:

@@ -10,17 +10,22 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
+from av.container import InputContainer
+from PIL import Image
 
 from dycoke_edge.config import Clip
 from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.errors import UsageError
+from dycoke_edge.runtime.camera.av_source import AvSource
+from dycoke_edge.runtime.camera.clock import SYSTEM
 from dycoke_edge.runtime.camera.frame import Frame, Tally
 from dycoke_edge.runtime.camera.probe import probe
 from dycoke_edge.runtime.camera.source import Source, SourceError, open_source
 from dycoke_edge.runtime.camera.timeline import Timeline
-from dycoke_edge.runtime.camera.uri import parse_uri
+from dycoke_edge.runtime.camera.uri import Address, parse_uri
 from dycoke_edge.runtime.video import read_video
 from tests import clips
 from tests.clips import read_mark, write_clip
@@ -51,6 +56,9 @@ def frames(source: Source) -> Iterator[Frame]:
     [
         ("rtsp://u:p@ss@cam:554/live", "rtsp", "rtsp://u:p@ss@cam:554/live"),
         ("RTSPS://cam/live", "rtsp", "RTSPS://cam/live"),
+        ("rtsp://u:1%23p@cam:554/a@b#c", "rtsp", "rtsp://u:1%23p@cam:554/a@b#c"),
+        ("rtsp://10.0.0.5:554/user=a&password=b@c", "rtsp", "rtsp://10.0.0.5:554/user=a&password=b@c"),
+        ("rtsp://cam/a@b", "rtsp", "rtsp://cam/a@b"),
         ("file:///data/a%20b.mp4", "file", "/data/a b.mp4"),
         ("data/clip:1.mp4", "file", "data/clip:1.mp4"),
         (Path("/data/clip.mp4"), "file", "/data/clip.mp4"),
@@ -78,6 +86,13 @@ def test_uris(uri: str | int | Path, kind: str, target: str) -> None:
         ("rtsp://cam:99999/live", "port"),
         ("rtsp://u:p/w@cam/live", "%2F"),
         ("rtsp://[::1/live", "host"),
+        ("rtsp://admin:12#p w@cam/live", "%20"),
+        ("rtsp://admin:1234#secret@cam/live", "%23"),
+        ("rtsp://admin:1234#secret@10.0.0.5:554/live", "%23"),
+        ("rtsp://10.0.0.5:12#secret@cam/live", "%23"),
+        ("rtsp://admin#secret@cam/live", "%23"),
+        ("rtsp://admin:12/secret@cam/live", "%2F"),
+        ("rtsp://admin:12?secret@cam/live", "%3F"),
         ("rtsp://u:p w@cam/live", "%20"),
         ("test://?frames=3", "frames"),
         ("test://?fps=0", "fps"),
@@ -92,6 +107,7 @@ def test_uris_that_nobody_understands(uri: str | int, word: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_uri(uri)
     assert word in str(caught.value) and "\n" not in str(caught.value) and "p w@" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_pipelines_only_where_allowed() -> None:
@@ -150,6 +166,12 @@ def test_a_turned_recording_is_upright(tmp_path: Path) -> None:
     assert np.array_equal([frame.image for frame in read(path, fps=3)], wanted.pixels)
 
 
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")
+    with pytest.raises(SourceError, match="is a pipe; write it to a file first"):
+        read(tmp_path / "clip.mp4")
+
+
 @pytest.mark.parametrize(
     ("content", "code"), [(None, "not_found"), (b"", "unreadable"), (b"no video\n" * 99, "unreadable")]
 )
@@ -189,6 +211,72 @@ def test_damage_costs_pictures_up_to_the_next_key_frame(tmp_path: Path) -> None:
     assert source.tally.dropped["corrupt"] >= 1
 
 
+# H.265 as cameras send it: a raw stream stands in for the packets of RTP
+
+
+class Camera265(AvSource):
+    """Reads a raw file as a camera's stream."""
+
+    def _opened(self) -> InputContainer:
+        return av.open(self._address.target)
+
+
+def units(path: Path) -> list[bytes]:
+    """The parts of a raw H.265 stream."""
+    return [part.rstrip(b"\0") for part in path.read_bytes().split(b"\0\0\1") if part.strip(b"\0")]
+
+
+def seen(path: Path, parts: list[bytes]) -> tuple[list[int], Tally]:
+    """What a camera that sends these parts shows."""
+    path.write_bytes(b"".join(b"\0\0\0\1" + part for part in parts))
+    source = Camera265(Address("rtsp", str(path), "camera"), ReaderSpec(size=SIZE), "camera", SYSTEM)
+    shown = [read_mark(frame.image) for frame in frames(source)]
+    return shown, source.tally
+
+
+def kind(part: bytes) -> int:
+    return part[0] >> 1 & 63
+
+
+@pytest.fixture(scope="module")
+def h265(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    params = "log-level=none:keyint=12:min-keyint=12:scenecut=0:bframes=0:repeat-headers=1:open-gop=0:info=0"
+    path = tmp_path_factory.mktemp("h265") / "clip.hevc"
+    return units(write_clip(path, codec="libx265", options={"x265-params": params}, frames=48))
+
+
+MESSAGES = {
+    "cut short": bytes((39 << 1, 1, 5, 200)) + b"\x55" * 22,
+    "cut short behind": bytes((40 << 1, 1, 132, 200)) + b"\x55" * 9,
+    "empty": bytes((39 << 1, 1)),
+    "timing": bytes((39 << 1, 1, 1, 1, 255, 128)),
+    "endless": bytes((39 << 1, 1)) + b"\xff" * 90,
+    "delimiter": bytes((35 << 1, 1)),
+    "of a vendor": bytes((62 << 1, 1)) + b"\x19\xff\x08" * 30,
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_broken_message_costs_no_picture(message: str, h265: list[bytes], tmp_path: Path) -> None:
+    behind = kind(MESSAGES[message]) in (40, 62)
+    parts = []
+    for part in h265:
+        pair = [part, MESSAGES[message]]
+        parts += pair if behind else pair[::-1] if kind(part) < 32 else [part]
+    shown, tally = seen(tmp_path / "clip.hevc", parts)
+    assert shown == list(range(48)) and not tally.dropped
+
+
+def test_pictures_without_what_they_depend_on_are_refused(h265: list[bytes], tmp_path: Path) -> None:
+    broken = MESSAGES["cut short"]
+    slices = [place for place, part in enumerate(h265) if kind(part) < 32]
+    parts = [part for place, part in enumerate(h265) if place != slices[15]]
+    for sent in (parts, [beside for part in parts for beside in ((broken, part) if kind(part) < 32 else (part,))]):
+        shown, tally = seen(tmp_path / "clip.hevc", sent)
+        assert shown == [*range(15), *range(24, 48)], "up to the next key frame"
+        assert tally.dropped["corrupt"] + tally.dropped["no_key"] == 8
+
+
 # Clocks that lie
 
 
@@ -211,8 +299,17 @@ def part(folder: Path, name: str, start: float, **options: Any) -> Path:
     return write_clip(folder / f"{name}.ts", frames=12, times=times, options={"bf": "0"}, **options)
 
 
-@pytest.mark.parametrize(("starts", "segments"), [((0, 37600), 2), ((100, 0), 2), ((0, 37600, 0), 3), ((0, 1), 1)])
-def test_leaps_of_the_clock_part_segments(starts: tuple[float, ...], segments: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("starts", [(0, 6), (0, 60), (0, 37600)])
+def test_a_gap_in_a_file_is_no_jump_in_time(starts: tuple[float, ...], tmp_path: Path) -> None:
+    path = joined(tmp_path / "joined.ts", [part(tmp_path, f"p{place}", start) for place, start in enumerate(starts)])
+    got, wanted = read(path, fps=4), read_video(path, Clip(fps=4), SIZE)
+    assert {frame.segment for frame in got} == {0} and len(got) == 9  # the last one before the gap stays for longer
+    assert [frame.pts_s for frame in got] == pytest.approx(wanted.times.tolist(), abs=1e-3)
+    assert next(frame.pts_s for frame in got if (frame.pts_s or 0) > 5) == pytest.approx(starts[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("starts", "segments"), [((100, 0), 2), ((100, 50, 0), 3), ((0, 1), 1)])
+def test_steps_back_of_the_clock_part_segments(starts: tuple[float, ...], segments: int, tmp_path: Path) -> None:
     parts = [part(tmp_path, f"p{place}", start) for place, start in enumerate(starts)]
     got = read(joined(tmp_path / "joined.ts", parts), fps=4)
     assert [frame.segment for frame in got] == [place for place in range(segments) for _ in range(len(got) // segments)]
@@ -236,6 +333,10 @@ STILL = (480, 640)
 def segments(stamps: list[float | None], times: list[float], live: bool = True) -> list[int]:
     timeline = Timeline(5.0, live)
     return [timeline.place(s, 0.1, STILL, t).segment for s, t in zip(stamps, times, strict=True)]
+
+
+def test_only_a_step_back_parts_the_segments_of_a_file() -> None:
+    assert segments([0, 0.1, 37600, 37600.1, 12, None, 11], [0] * 7, live=False) == [0, 0, 0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -360,6 +461,23 @@ def test_without_the_bindings_the_error_says_what_to_install() -> None:
     assert done.returncode == 1 and "python3-gst-1.0" in done.stderr.splitlines()[-1]
 
 
+# Pixels
+
+
+def test_a_source_decodes_no_picture_of_too_many_pixels(tmp_path: Path) -> None:
+    parts = [write_clip(tmp_path / f"{width}.h264", size=(width, 96), frames=4) for width in (128, 256)]
+    both = tmp_path / "both.h264"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(read(both)) == 8
+    source = open_source(both, ReaderSpec(max_pixels=128 * 96))
+    assert {frame.image.shape for frame in frames(source)} == {(96, 128, 3)}
+    assert source.tally.dropped["corrupt"] >= 1
+    Image.new("L", (640, 480)).save(tmp_path / "a.jpg")
+    for path in (parts[1], tmp_path / "a.jpg", clips.cfr(tmp_path, "h264-mp4", size=(256, 96))):
+        with pytest.raises(SourceError, match="max_pixels"):
+            read(path, max_pixels=128 * 96)
+
+
 # Probe
 
 
@@ -367,11 +485,16 @@ def test_probe_says_what_a_file_holds(tmp_path: Path) -> None:
     parts = [part(tmp_path, f"p{place}", start) for place, start in enumerate((0, 37600, 0))]
     report = probe(joined(tmp_path / "joined.ts", parts))
     assert (report.codec, report.width, report.height, report.live) == ("h264", 128, 96, False)
-    assert (report.frames, report.pts_breaks, report.pts_missing, report.frames_dropped) == (36, 2, 0, {})
-    assert report.fps_measured == pytest.approx(12, abs=0.01) and report.pts_largest_step == pytest.approx(
-        1 / 12, abs=1e-3
-    )
+    assert (report.frames, report.pts_breaks, report.pts_missing, report.frames_dropped) == (36, 1, 0, {})
+    assert report.pts_largest_step == pytest.approx(37600 - 11 / 12, abs=1e-3)
     assert 0 <= report.seconds_to_open <= report.seconds_to_first_frame
+
+
+def test_probe_of_an_image(tmp_path: Path) -> None:
+    for name in ("a.tif", "a.png", "a.jpg", "a.webp"):
+        Image.fromarray(clips.mark(1)).save(tmp_path / name)
+        report = probe(tmp_path / name)
+        assert (report.width, report.height, report.frames) == (128, 96, 1)
 
 
 def test_probe_of_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from dycoke_edge import Compression, Sampling, VideoLLM, contract
 from dycoke_edge.bundle import MANIFEST as BUNDLE_MANIFEST
-from dycoke_edge.bundle import Bundle, open_bundle
+from dycoke_edge.bundle import Bundle, open_bundle, sealed
 from dycoke_edge.config import BuildSpec, EngineSpec
 from dycoke_edge.errors import DycokeEdgeError, EngineError, UsageError
 from dycoke_edge.parity import Parity
@@ -82,7 +82,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
     """A copy that engines are built into, with one merge ratio."""
     copy = shutil.copytree(tiny_bundle, tmp_path / "bundle")
     manifest = json.loads((copy / BUNDLE_MANIFEST).read_text())
-    (copy / BUNDLE_MANIFEST).write_text(json.dumps(manifest | {"merge_ratios": [0.7]}))
+    (copy / BUNDLE_MANIFEST).write_text(sealed(manifest | {"merge_ratios": [0.7]}))
     return open_bundle(copy)
 
 
@@ -236,7 +236,8 @@ def trim(bundle: Bundle, name: str) -> None:
     """Make it a bundle without a file."""
     manifest = json.loads((bundle.path / BUNDLE_MANIFEST).read_text())
     del manifest["files"][name]
-    (bundle.path / BUNDLE_MANIFEST).write_text(json.dumps(manifest))
+    (bundle.path / BUNDLE_MANIFEST).write_text(sealed(manifest))
+    bundle.remember()
 
 
 @pytest.mark.usefixtures("quick")
@@ -398,7 +399,8 @@ def test_plans_that_cannot_be_used_are_refused_with_the_command(
 
     manifest = json.loads((bundle.path / BUNDLE_MANIFEST).read_text())
     manifest["files"]["onnx/vision.onnx.data"]["sha256"] = "0" * 64
-    (bundle.path / BUNDLE_MANIFEST).write_text(json.dumps(manifest))
+    (bundle.path / BUNDLE_MANIFEST).write_text(sealed(manifest))
+    bundle.remember()
     assert "was built from another vision.onnx" in refusal(bundle)
     (built.path / "manifest.json").write_text("{")
     assert "manifest.json cannot be read" in refusal(bundle)
@@ -519,6 +521,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
 def test_a_killed_build_leaves_the_bundle_and_no_process(
     install: Install, device: EmulatedDevice, bundle: Bundle, number: int, tmp_path: Path

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from dycoke_edge.config import Clip
 from dycoke_edge.runtime import pictures, video
+from dycoke_edge.runtime.camera.frame import Frame
+from dycoke_edge.runtime.camera.source import open_source
 from dycoke_edge.runtime.container import Index
 from dycoke_edge.runtime.video import read_video, sample_fps, sample_indices
 from tests import clips
@@ -145,6 +147,68 @@ def test_a_recording_that_begins_between_keyframes(tmp_path: Path) -> None:
     assert seen == list(range(seen[0], 40)) and 0 < seen[0] <= 16
 
 
+GOPS = {
+    "one": (
+        "libx264",
+        {"g": "250", "bf": "2", "x264-params": "scenecut=0"},
+    ),  # more than HEAD pictures before the start
+    "open": ("libx264", {"g": "12", "bf": "3", "x264-params": "open-gop=1:b-adapt=0:scenecut=0"}),
+    "hevc": ("libx265", {"x265-params": "log-level=none:keyint=20:bframes=3"}),
+    "plain": ("mpeg4", {"g": "20"}),
+}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize("kind", GOPS)
+def test_a_trimmed_file_begins_where_its_edit_list_says(kind: str, suffix: str, tmp_path: Path) -> None:
+    codec, options = GOPS[kind]
+    whole = clips.write_clip(tmp_path / "whole.mp4", codec=codec, options=options, frames=72)
+    for start, first in ((0.42, 6), (2.3, 28), (3.95, 48)):
+        path = clips.trimmed(whole, start, suffix)
+        frames = read_video(path, Clip(num_frames=500), SIZE)
+        assert clips.read_marks(frames.pixels) == list(range(first, 72))
+        np.testing.assert_allclose(frames.times, np.arange(72 - first) / 12, atol=0.001)
+        assert marks(path, start=0.5, end=1.0, num_frames=99) == list(range(first + 6, first + 12))
+        assert clips.read_marks(np.stack([frame.image for frame in _source(path)])) == list(range(first, 72))
+
+
+@pytest.mark.parametrize("kind", GOPS)
+def test_edits(kind: str, tmp_path: Path) -> None:
+    codec, options = GOPS[kind]
+    whole = clips.write_clip(tmp_path / "whole.mp4", codec=codec, options=options, frames=72)
+    for edits, expected in (
+        ([(0.5, None), (6.0, 0.0)], range(72)),  # shown half a second late
+        ([(0.5, None), (5.0, 0.42)], range(6, 66)),
+        ([(1.5, 0.42)], range(6, 24)),
+    ):
+        path = clips.edited(whole, edits)
+        frames = read_video(path, Clip(num_frames=500), SIZE)
+        assert clips.read_marks(frames.pixels) == list(expected)
+        np.testing.assert_allclose(frames.times, np.arange(len(expected)) / 12, atol=0.001)
+        assert marks(path, start=1.0, end=1.5, num_frames=99) == list(expected[12:18])
+        assert clips.read_marks(np.stack([frame.image for frame in _source(path)])) == list(expected)
+
+
+def test_several_edits(tmp_path: Path) -> None:
+    options = {"g": "25", "bf": "0", "x264-params": "scenecut=0"}
+    whole = clips.write_clip(tmp_path / "whole.mp4", options=options, frames=72)
+    for starts in ((0.5, 3.0), (3.0, 0.5), (1.0, 1.0)):
+        path = clips.edited(whole, [(1.0, start) for start in starts])
+        first, second = (list(range(int(start * 12), int(start * 12) + 12)) for start in starts)
+        assert marks(path, num_frames=99) == first + second
+        assert marks(path, start=0.5, end=1.5, num_frames=99) == first[6:] + second[:6]
+        assert clips.read_marks(np.stack([frame.image for frame in _source(path)])) == first + second
+
+
+def _source(path: Path) -> list[Frame]:
+    source = open_source(path)
+    source.open()
+    try:
+        return list(source)
+    finally:
+        source.close()
+
+
 @pytest.mark.parametrize("lie", [0, 7, 1000])
 def test_the_count_in_the_header_is_not_believed(tmp_path: Path, lie: int) -> None:
     path = clips.cfr(tmp_path, "mjpeg-avi", frames=24)
@@ -161,9 +225,9 @@ def test_packets_that_promise_frames_the_decoder_does_not_give(
     calls: list[Path] = []
     count = pictures.count
 
-    def counting(path: Path, end: float | None = None) -> Index:
+    def counting(path: Path, end: float | None, most: int) -> Index:
         calls.append(path)
-        return count(path, end)
+        return count(path, end, most)
 
     monkeypatch.setattr(video, "count", counting)
     path = made("h264-refresh")  # its "keyframes" show nothing until a few frames later
@@ -208,6 +272,13 @@ def test_frames_stand_upright(matrix: tuple[int, ...], tmp_path: Path) -> None:
     straight = read_video(path, Clip(start=0.9), SIZE).pixels[-1]
     turned = read_video(clips.turned(path, matrix), Clip(start=0.9), SIZE).pixels[-1]
     np.testing.assert_array_equal(turned, TURNS[matrix](straight))
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mov"])
+def test_side_data_that_nobody_asked_for_does_not_matter(suffix: str, tmp_path: Path) -> None:
+    path = clips.write_jpegs(tmp_path / f"exif{suffix}")
+    assert marks(path) == list(range(12))
+    assert clips.read_marks(np.stack([frame.image for frame in _source(path)])) == list(range(12))
 
 
 def test_a_quarter_turn_is_the_one_ffmpeg_means(tmp_path: Path) -> None:

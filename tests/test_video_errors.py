@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dycoke_edge.config import Clip
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
+from dycoke_edge.runtime.budget import TooLarge, passes
 from dycoke_edge.runtime.video import open_visual, read_image
 from tests import clips
 from tests.clips import SIZE, marks
@@ -104,6 +106,142 @@ def test_damage_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = complaint(InputError, path, num_frames=60)
     assert "breaks at" in text and "--end" in text
     assert marks(path, num_frames=99, end=1) == list(range(12))
+
+
+# Pipes, addresses
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.mp4")  # nobody writes to it
+    assert "is a pipe" in complaint(InputError, tmp_path / "clip.mp4")
+    ours, theirs = os.pipe()
+    try:
+        with pytest.raises(InputError, match="is a pipe, and its beginning is needed twice; write it to a file"):
+            open_visual(f"/dev/fd/{ours}", Clip(), SIZE)
+        with pytest.raises(InputError, match="is a pipe"):
+            read_image(f"/dev/fd/{ours}", SIZE)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "is a device" in complaint(InputError, Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("address", ["rtsp://admin:secret@cam/live", "https://host/secret.mp4", "RTSPS://h/secret"])
+def test_an_address_is_no_file(address: str) -> None:
+    for given in (address, Path(address)):
+        with pytest.raises(InputError) as caught:
+            open_visual(given, Clip(), SIZE)
+        assert "--video takes a file" in str(caught.value) and "watch or ask" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+# Animations, and sizes that are wrong
+
+
+@pytest.mark.parametrize("name", ["clip.webp", "clip.png"])
+def test_animations_that_pillow_plays(name: str, tmp_path: Path) -> None:
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(12)]
+    lengths = [125] * 3 + [1000] + [0] * 4 + [125] * 4  # milliseconds; 0 is 100, as browsers show it
+    drawn[0].save(tmp_path / name, save_all=True, append_images=drawn[1:], duration=lengths, lossless=True)
+    times = np.cumsum([0.0] + [length / 1000 or 0.1 for length in lengths])
+    frames = open_visual(tmp_path / name, Clip(num_frames=99), SIZE)
+    assert clips.read_marks(frames.pixels) == list(range(12))
+    np.testing.assert_allclose(frames.times, times[:-1])
+    assert clips.read_marks(open_visual(tmp_path / name, Clip(num_frames=3), SIZE).pixels) == [0, 4, 8]
+    assert clips.read_marks(open_visual(tmp_path / name, Clip(fps=2), SIZE).pixels) == [0, 3, 5, 9]
+    assert clips.read_marks(open_visual(tmp_path / name, Clip(start=0.2, end=1.6), SIZE).pixels) == [2, 3, 4, 5, 6]
+    with pytest.raises(UsageError, match="--start"):
+        open_visual(tmp_path / name, Clip(start=9), SIZE)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_visual(clips.cut(tmp_path / name, 0.6), Clip(num_frames=99), SIZE)
+
+
+def test_the_picture_for_programs_that_know_no_animations_is_none(tmp_path: Path) -> None:
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(4)]
+    drawn[0].save(tmp_path / "a.png", save_all=True, append_images=drawn[1:], duration=100, default_image=True)
+    assert clips.read_marks(open_visual(tmp_path / "a.png", Clip(), SIZE).pixels) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("off", [-8, -1, 1, 2, 8])
+def test_a_riff_size_that_is_off_by_some_bytes_is_no_damage(off: int, tmp_path: Path) -> None:
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(3)]
+    drawn[0].save(tmp_path / "still.webp", lossless=True)
+    drawn[0].save(tmp_path / "a.webp", save_all=True, append_images=drawn[1:], lossless=True)
+    for path, frames in (
+        (clips.cfr(tmp_path, "mpeg4-avi"), 24),
+        (clips.write_jpegs(tmp_path / "exif.avi"), 12),
+        (tmp_path / "still.webp", 1),
+        (tmp_path / "a.webp", 3),
+    ):
+        data = bytearray(path.read_bytes())
+        data[4:8] = (int.from_bytes(data[4:8], "little") + off).to_bytes(4, "little")
+        path.write_bytes(data)
+        shown = open_visual(path, Clip(num_frames=99), SIZE)
+        assert clips.read_marks(shown.pixels) == list(range(frames))
+
+
+# Pixels
+
+
+def more_passes(path: Path, passes: int) -> Path:
+    """A JPEG whose last scan is there so many times more."""
+    data = path.read_bytes()
+    scan, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    path.write_bytes(data[:end] + data[scan:end] * passes + data[end:])
+    return path
+
+
+def test_a_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, made: Callable[[str], Path]) -> None:
+    drawn = Image.fromarray(clips.mark(1, 640, 480))
+    drawn.save(tmp_path / "a.png")
+    drawn.quantize().save(tmp_path / "b.gif")
+    screen = bytearray((tmp_path / "b.gif").read_bytes())
+    screen[6:10] = bytes((8, 0, 8, 0))  # the screen is smaller than what is shown on it
+    (tmp_path / "b.gif").write_bytes(screen)
+    for path in (tmp_path / "a.png", tmp_path / "b.gif"):
+        assert len(open_visual(path, Clip(max_pixels=640 * 480), SIZE).pixels) == 1
+        with pytest.raises(InputError, match="is 640 x 480 pixels; at most 307199 in all"):
+            open_visual(path, Clip(max_pixels=640 * 480 - 1), SIZE)
+        with pytest.raises(InputError, match="is 640 x 480 pixels; at most 307199 in all"):
+            read_image(path, SIZE, max_pixels=640 * 480 - 1)
+    assert "is 128 x 96 pixels; at most 12287" in complaint(TooLarge, made("h264-mp4"), max_pixels=128 * 96 - 1)
+    assert marks(made("h264-mp4"), max_pixels=128 * 96, num_frames=1) == [0]
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(InputError, match="has more than 36000000 pixels"):
+        read_image(tmp_path / "bomb.png", SIZE)
+
+
+def test_a_stream_that_grows_beyond_its_pixels(tmp_path: Path) -> None:
+    parts = [clips.write_clip(tmp_path / f"{width}.h264", size=(width, 96), frames=4) for width in (128, 256)]
+    both = tmp_path / "both.h264"
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert len(marks(both)) == 8
+    assert "damaged" in complaint(InputError, both, max_pixels=128 * 96)
+
+
+def test_a_jpeg_that_goes_over_its_pixels_too_often(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(clips.mark(7)).save(path, progressive=True, quality=95)
+    count, pixels = passes(path.read_bytes())
+    assert 1 < count < 16 and pixels == 128 * 96
+    assert passes(more_passes(path, 100).read_bytes()) == (count + 100, pixels)
+    most = 128 * 96 * 4
+    with pytest.raises(InputError, match=f"goes over 12288 pixels {count + 100} times"):
+        read_image(path, SIZE, max_pixels=most)
+    assert clips.read_marks(read_image(path, SIZE).pixels) == [7]  # a small picture, far from a minute's work
+    row = tmp_path / "row.mjpeg"
+    row.write_bytes(path.read_bytes() * 3)
+    assert len(marks(row)) == 3
+    assert f"{count + 100} times" in complaint(TooLarge, row, max_pixels=most)
+
+
+def test_what_stands_beside_a_jpeg_is_no_pass_over_it(tmp_path: Path) -> None:
+    inside, exif = tmp_path / "thumbnail.jpg", Image.Exif()
+    Image.fromarray(clips.mark(7)).save(inside, progressive=True)
+    exif[0x9286] = more_passes(inside, 200).read_bytes()  # a comment
+    Image.fromarray(clips.mark(7)).save(tmp_path / "a.jpg", exif=exif)
+    data = (tmp_path / "a.jpg").read_bytes()
+    assert data.count(b"\xff\xda") > 200 and passes(data + b"\xff\xda" * 999) == (1, 128 * 96)
 
 
 def test_start_behind_the_end(made: Callable[[str], Path]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -22,6 +21,7 @@ from dycoke_edge.errors import BundleError
 from dycoke_edge.export.checkpoint import Checkpoint
 from dycoke_edge.export.tower import VECTORS
 from dycoke_edge.export.vision import load_vision, write_vision
+from dycoke_edge.ort import onnxruntime
 from dycoke_edge.parity import run_on_cpu
 from dycoke_edge.runtime.gpu.engine import KernelEngine
 from tests import lively

@@ -137,6 +137,57 @@ def test_a_file_with_holes_in_its_times() -> None:
     assert llm.scored[0][1] == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
 
 
+def whole(clip: str, *stamps: tuple[int, float], **options: Any) -> tuple[FakeLLM, dict[str, Any], list[Event]]:
+    """A file watched to its end, whose frames are in these segments at these seconds."""
+    llm = FakeLLM()
+    with by_hand(llm, Camera("gate", f"file:///{clip}", **options), rules=[PERSON]) as (made, readers):
+        reader = readers["gate"]
+        for segment, pts in stamps:
+            reader.segment = segment
+            reader.put(pts=pts)
+        reader.ended = True
+        reader.say("ended")
+        while not made.join(0):
+            made._turns.step()
+        return llm, made.status()["cameras"]["gate"], of(made, "status")
+
+
+def test_a_file_whose_pictures_stay_is_looked_at_whole() -> None:
+    llm, status, told = whole("screen.mp4", *((0, 8.2 * i + more) for i in range(10) for more in (0, 0.2)))
+    ends = [times[-1] for _, times in llm.scored]
+    assert ends == pytest.approx([*range(7, 72, 4), 74.0], abs=0.01)  # as of 74 s at a constant rate
+    assert all(times[-1] - times[0] <= 8 for _, times in llm.scored)
+    assert status["windows"] == 18 and status["dropped_windows"] == {}
+    assert status["video_s"] == status["video_s_looked_at"] == pytest.approx(74)
+    assert told[-1].state == "ended" and "looked at 74.0 of 74.0 s" in str(told[-1].reason)
+
+
+def test_a_picture_that_stays_too_long_is_looked_at_for_a_while() -> None:
+    llm, status, _ = whole("lapse.mp4", (0, 0.0), (0, 3600.0))
+    assert [times[-1] for _, times in llm.scored] == pytest.approx([7, 11, 15, 19, 3600], abs=0.01)  # until stale_s
+    assert status["dropped_windows"] == {"no_frames": (3600 - 23) // 4}
+    assert status["video_s_looked_at"] == status["video_s"] == 3600  # all of it shows one of two pictures
+
+
+def test_what_a_segment_of_a_file_still_holds_is_looked_at() -> None:
+    stamps = [(0, float(i)) for i in range(10)] + [(1, float(i)) for i in range(3)] + [(2, 5.0 + i) for i in range(8)]
+    llm, status, _ = whole("joined.ts", *stamps)
+    assert [times for _, times in llm.scored] == [
+        tuple(range(8)),
+        tuple(range(2, 10)),
+        (0, 1, 2),
+        tuple(range(5, 13)),
+    ]
+    assert status["dropped_windows"] == {} and status["video_s"] == status["video_s_looked_at"] == 9 + 2 + 7
+
+
+def test_windows_further_apart_than_long_leave_some_of_a_file_out() -> None:
+    _, status, told = whole("clip.mp4", *((0, float(i)) for i in range(41)), window_s=4.0, every_s=8.0)
+    assert status["windows"] == 6 and status["video_s"] == 40  # at 3, 11, 19, 27, 35 and the end
+    assert status["video_s_looked_at"] == 5 * 4 + 3  # four frames a window, each until the one after it
+    assert "looked at 23.0 of 40.0 s; frames: 41, windows: 6" in str(told[-1].reason)
+
+
 def test_a_wall_clock_set_back_makes_no_negative_times() -> None:
     llm = FakeLLM()
     llm.yes = lambda prompt, times: 0.9 if times[-1] < 1040 else 0.1

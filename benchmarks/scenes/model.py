@@ -12,6 +12,10 @@ from benchmarks.scenes import questions, world
 
 VOCABULARY = 512  # byte-level BPE: any text can be asked, the scenes' own words are one token each
 TEXTS = 2000  # scenes whose texts the tokenizer is trained on
+KNOWS = {  # goes into config.json, and with an export into the bundle
+    "what": "drawn scenes: up to four coloured shapes that stand still or move",
+    "questions": ["How many objects are there?", "Is anything moving?", "Which colour is the spark?"],
+}
 PATCH = 8  # 14 x 14 patches, pooled to 7 x 7 = 49 tokens a frame
 
 
@@ -63,7 +67,7 @@ def config(tokenizer: Tokenizer) -> LlavaOnevisionConfig:
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
     }
-    return LlavaOnevisionConfig(
+    made = LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
         tie_word_embeddings=True,
@@ -71,6 +75,8 @@ def config(tokenizer: Tokenizer) -> LlavaOnevisionConfig:
         video_token_index=ids["<video>"],
         image_grid_pinpoints=grid_pinpoints(world.SIDE),
     )
+    made.update({"dycoke_edge_knows": KNOWS})
+    return made
 
 
 def write_files(directory: Path, tokenizer: Tokenizer) -> None:

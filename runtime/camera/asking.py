@@ -47,7 +47,7 @@ class Asking(ABC):
         try:
             pieces = self._ask(camera_id, question, last_s, sampling).pieces(timeout)
             window = self.window(camera_id)
-            reply = self._llm.reply(pieces, sampling)
+            reply = self._llm.reply(pieces)
         except BusyError as error:
             return Answer("busy", reason=str(error))
         except StaleError as error:
@@ -81,7 +81,7 @@ class Asking(ABC):
     ) -> Reply:
         """As VideoLLM.generate, in the same line as `ask`. BusyError when that is full, or after `timeout` seconds."""
         question = self._question(lambda: self._llm.stream(prompt, video, image, compression, sampling, clip))
-        return self._llm.reply(question.pieces(timeout), sampling)
+        return self._llm.reply(question.pieces(timeout))
 
     def generate_stream(
         self,

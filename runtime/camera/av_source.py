@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dycoke_edge.config_camera import ReaderSpec
+from dycoke_edge.runtime.budget import TooLarge, check_passes, check_size
 from dycoke_edge.runtime.camera.av_errors import explain
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
 from dycoke_edge.runtime.camera.picker import Picker, Picture
+from dycoke_edge.runtime.camera.picture_units import PictureUnits
 from dycoke_edge.runtime.camera.uri import Address
 from dycoke_edge.runtime.container import TEXT
 from dycoke_edge.runtime.pictures import upright
@@ -41,7 +44,9 @@ class AvSource:
         self._container: InputContainer | None = None
         self._drawing, self._draws = VideoReformatter(), threading.Lock()  # of pictures for people, in other threads
         self._reformatter = VideoReformatter()  # one for all frames: one each is never given back (PyAV before 19)
+        self._units: PictureUnits | None = None  # of a live H.265 stream
         self._whole = False  # since the last key frame nothing was lost
+        self._hidden: int | None = None  # stamp of a key frame since then that is decoded and not shown
 
     def open(self) -> SourceInfo:
         try:
@@ -77,7 +82,11 @@ class AvSource:
         if self._stop.is_set():
             return
         if self._finite and not self.tally.decoded:
-            raise SourceError("unreadable", f"{self._address.shown} holds no whole picture; copy or record it again")
+            raise SourceError(
+                "unreadable",
+                f"{self._address.shown} holds no whole picture of up to {self._spec.max_pixels} pixels (max_pixels); "
+                "copy or record it again, or scale it down",
+            )
         yield from self._picker.finish()
 
     def _next(self, packets: Iterator[av.Packet[av.VideoStream]]) -> av.Packet[av.VideoStream] | None:
@@ -104,11 +113,16 @@ class AvSource:
 
     def _opened(self) -> InputContainer:
         kind, target = self._address.kind, self._address.target
+        budget = {"max_pixels": str(self._spec.max_pixels)}  # of the decoder that finds out what the stream is
+        if kind == "file" and Path(target).is_fifo():
+            raise SourceError("unreadable", f"{self._address.shown} is a pipe; write it to a file first")
         if kind == "file":
-            return av.open(f"file:{target}")  # without "file:" a colon in the name would be taken for a protocol
+            # Without "file:" a colon in the name would be taken for a protocol, and without the option a step back for
+            # stamps that ran over, a day ahead.
+            return av.open(f"file:{target}", options=budget | {"correct_ts_overflow": "0"})
         timeout = self._spec.open_timeout, self._spec.read_timeout
         if kind == "v4l2":
-            return av.open(target, format="v4l2", options=_camera(self._address), timeout=timeout)
+            return av.open(target, format="v4l2", options=budget | _camera(self._address), timeout=timeout)
         # At its timeout FFmpeg hands out a half-read picture first, and reports the stall after another one.
         options = {
             "rtsp_transport": self._spec.transport,
@@ -117,7 +131,7 @@ class AvSource:
             "analyzeduration": "1000000",  # else opening takes 5 s, and begins with pictures that are as old
             "fpsprobesize": "0",
         }
-        return av.open(target, options=options, timeout=(timeout[0], timeout[1] / 2))
+        return av.open(target, options=budget | options, timeout=(timeout[0], timeout[1] / 2))
 
     def _stream(self, container: InputContainer) -> av.VideoStream:
         stream = container.streams.best("video")
@@ -129,35 +143,57 @@ class AvSource:
             raise SourceError(
                 "codec_unsupported", f"{self._address.shown} uses a codec this FFmpeg cannot decode; set H.264 or H.265"
             )
+        try:
+            check_size(self._address.shown, stream.width, stream.height, self._spec.max_pixels)
+        except TooLarge as error:
+            raise SourceError("unreadable", str(error)) from None
+        options = {"max_pixels": str(self._spec.max_pixels)}  # it may grow on the way
         if self._finite:
             stream.thread_type = "AUTO"
         else:  # more would delay pictures, and keep the H.264 decoder from noticing that parts of them are missing
             stream.codec_context.thread_count = 1
             if stream.codec_context.name == "hevc":  # else it makes up the pictures that others depend on, in grey
-                stream.codec_context.options = {"err_detect": "explode"}
+                options["err_detect"] = "explode"
+                self._units = PictureUnits(stream)
+        stream.codec_context.options = options
         return stream
 
     def _decoded(self, packet: av.Packet[av.VideoStream], stream: av.VideoStream) -> Iterator[Picture]:
         """The whole pictures that a packet completes."""
-        if packet.is_corrupt:
+        if packet.is_corrupt or (stream.codec_context.name == "mjpeg" and self._takes_too_long(packet)):
             self._lose()
             return
         try:
-            frames = packet.decode()
+            whole = [packet] if self._units is None else self._units.of(packet)
+            frames = [frame for part in whole for frame in stream.codec_context.decode(part)]
         except FFmpegError:
             self._lose()
             return
+        if packet.is_keyframe and packet.is_discard and self._hidden is None:
+            self._hidden = packet.pts
         for frame in frames:
             if frame.is_corrupt:
                 self._lose()
-            elif not self._whole and not frame.key_frame:
-                self.tally.drop("no_key")
-            else:
+            elif self._whole or frame.key_frame or self._follows(frame):
                 self._whole = True
                 yield self._picture(frame, stream)
+            else:
+                self.tally.drop("no_key")
+
+    def _takes_too_long(self, packet: av.Packet[av.VideoStream]) -> bool:
+        try:
+            check_passes(self._address.shown, bytes(packet), self._spec.max_pixels)
+        except TooLarge:
+            return True
+        return False
+
+    def _follows(self, frame: av.VideoFrame) -> bool:
+        """A key frame that is not shown was decoded before this one."""
+        return self._hidden is not None and frame.pts is not None and frame.pts > self._hidden
 
     def _lose(self) -> None:
         self._whole = False
+        self._hidden = None
         self.tally.drop("corrupt")
 
     def _picture(self, frame: av.VideoFrame, stream: av.VideoStream) -> Picture:

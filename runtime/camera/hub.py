@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dycoke_edge.runtime.camera.clock import Clock
@@ -26,6 +26,7 @@ class Hub:
         self.failures_in_a_row = 0
         self._failed_stage = ""
         self.last_failure: str | None = None
+        self.on_panic: Callable[[BaseException], object] = lambda error: None  # a library of the model fell over
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])  # stage -> count, sum
         self._lock = threading.Lock()
@@ -69,6 +70,8 @@ class Hub:
         self.failures += 1
         self.failures_in_a_row += 1
         self.last_failure = line(error)
+        if not isinstance(error, Exception):
+            self.on_panic(error)
         return self.last_failure
 
     @property

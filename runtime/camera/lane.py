@@ -66,6 +66,7 @@ class Lane:
         self._tasks: deque[Callable[[], None]] = deque()
         self._look_now: Look | None = None  # with tasks left
         self._scoring: Rule | None = None  # the rule that is asked now
+        self._next: Frame | None = None  # of a file, while what comes before it is looked at
         self._passed = 0  # windows dropped since the last look
         self._overrun = 0  # frames that the reader had dropped when a window was last due
         self._hurried = False  # the last answer was cut short for a question
@@ -77,7 +78,7 @@ class Lane:
         the window."""
         try:
             return self.unit()
-        except Exception as error:  # one camera's trouble is not the others', nor one rule's
+        except BaseException as error:  # one camera's trouble is not the others', nor one rule's; so is a panic's
             if self._scoring is None:
                 self._failed(error)
             else:
@@ -89,7 +90,7 @@ class Lane:
         if self._forget:
             self._forget = False
             self._tasks.clear()
-            self._look_now = None
+            self._look_now = self._next = None
             self.recent.forget()
         if self.finished:
             return False
@@ -97,9 +98,12 @@ class Lane:
             self._tasks.popleft()()
             self._close_look()
             return True
-        frame = self.reader.take()
+        frame = self._next = self._next or self.reader.take()
         if frame is None:
             return self._idle()
+        if self.lossless and self._before(frame):
+            return True
+        self._next = None
         self._push(frame)
         return True
 
@@ -119,6 +123,17 @@ class Lane:
     @property
     def _time_source(self) -> TimeSource:
         return "pts" if self.lossless else "receive"
+
+    def _before(self, frame: Frame) -> bool:
+        """Do what comes before the next frame of a file: look at what is left of its segment, or at what is still on
+        the screen when a window falls due. False if there is nothing to do."""
+        if self.recent.parts(frame):
+            self._begin_look()
+            return True
+        held = self.recent.held(frame)
+        if held is not None:
+            self._push(held)
+        return held is not None
 
     def _push(self, frame: Frame) -> None:
         began = self._now()
@@ -215,6 +230,7 @@ class Lane:
         if look is None or self._tasks:
             return
         self._look_now = None
+        self.recent.extent.look(look.start)
         age = self._now() - look.came
         self.counts.answer_age = age
         self._hub.took("answer_age", age)
@@ -247,7 +263,7 @@ class Lane:
             dropped_windows=look.dropped,
         )
 
-    def _rule_failed(self, rule: Rule, error: Exception) -> None:
+    def _rule_failed(self, rule: Rule, error: BaseException) -> None:
         """Go on with the rest of the window: a question that failed has changed nothing of what the model remembers."""
         look, self._scoring = self._look_now, None
         assert look is not None
@@ -257,10 +273,12 @@ class Lane:
         self._report(f"rule {rule.id}: {reason}")
         self._close_look()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         """Give the window up. What the model remembers may be half-written, unless it refused to begin."""
         stage = "push" if self._look_now is None else "answer"
         self._tasks.clear()
+        if stage == "push":
+            self._next = None
         self._look_now = None
         self.counts.failures += 1
         self.counts.dropped["failed"] += 1
@@ -269,7 +287,7 @@ class Lane:
         if not isinstance(error, UsageError):
             try:
                 self.recent.forget()
-            except Exception as more:
+            except BaseException as more:
                 reason = f"{reason}; and then {self._hub.failed(more)}"
         self._report(reason)
 

@@ -50,7 +50,7 @@ class Picker:
         self._spec, self._source_id = spec, source_id
         self._live, self._paced = spec.realtime or not finite, spec.realtime and finite
         self._tally, self._clock, self._stop = tally, clock, stop
-        self._timeline = Timeline(spec.jump, self._live)
+        self._timeline = Timeline(spec.jump, not finite)
         self._segment = -1
         self._start = 0.0  # where the ticks of this segment begin, in its time
         self._origin = 0.0  # and on the clock

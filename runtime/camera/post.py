@@ -48,15 +48,26 @@ class Post:
         self._switching = threading.Lock()  # held by whoever carries wishes out
         self._done = 0  # the wish that was carried out last
         self._reading = False  # the reader was started
+        self._ended: CameraStatus | None = None  # of a file that was read to its end and not looked at to it
 
     def work(self) -> bool:
         """The lane's next unit of work, unless switched off."""
-        return self.enabled and self.lane.work()
+        worked = self.enabled and self.lane.work()
+        if self.lane.finished:
+            self._say_end()
+        return worked
+
+    @property
+    def _extent(self) -> str:
+        """How much of a file was looked at."""
+        counts, extent = self.lane.counts, self.lane.recent.extent
+        numbers = f"frames: {counts.frames}, windows: {counts.windows}"
+        return f"looked at {extent.looked:.1f} of {extent.seconds:.1f} s; {numbers}"
 
     @property
     def finished(self) -> bool:
-        """Its video has ended and all of it was looked at."""
-        return self.lane.finished
+        """Its video has ended, all of it was looked at, and that was said."""
+        return self.lane.finished and self._state not in ("connecting", "online", "offline")
 
     def open(self) -> None:
         """Take the lane's memory, in the thread of the model, unless this was closed meanwhile."""
@@ -120,6 +131,8 @@ class Post:
             "reconnects": dict(reader.reconnects),
             "last_frame_age_s": None if last is None else now - last,
             **self.lane.counts.as_dict(),
+            "video_s": recent.extent.seconds,
+            "video_s_looked_at": recent.extent.looked,
             "memory_frames": len(recent.view),
             "kv_bytes": recent.nbytes,
             "last_frame_time": newest.utc if (newest := recent.view.newest) else None,
@@ -152,8 +165,18 @@ class Post:
 
     def _changed(self, status: CameraStatus) -> None:
         with self._lock:
-            if self.enabled:
+            if not self.enabled:
+                return
+            self._ended = status if self.lane.lossless and status.state == "ended" else None
+            if self._ended is None:
                 self._say(status.state, status.error)
+
+    def _say_end(self) -> None:
+        """Say that a file ended, once all of it was looked at."""
+        with self._lock:
+            status, self._ended = self._ended, None
+            if status is not None and self.enabled:
+                self._say(status.state, "; ".join(filter(None, (status.error, self._extent))))
 
     def _say(self, state: str, reason: str | None) -> None:
         if state != self._state:
@@ -164,7 +187,8 @@ class Post:
 def reader_spec(camera: Camera, llm: VideoLLM, reading: ReaderSpec) -> ReaderSpec:
     """How a camera is read for this model."""
     size, buffer = llm.bundle.model.image_size, min(camera.num_frames, MOST_WAITING)
-    return replace(reading, size=size, fps=camera.fps, buffer=buffer, realtime=camera.realtime)
+    own = replace(reading, fps=camera.fps, realtime=camera.realtime, hosts=camera.hosts)
+    return replace(own, size=size, buffer=buffer)
 
 
 def is_lossless(camera: Camera) -> bool:

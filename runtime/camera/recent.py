@@ -11,6 +11,7 @@ from dycoke_edge.config import Compression, LiveSpec, Sampling
 from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import StaleError
 from dycoke_edge.runtime.camera.clock import Clock
+from dycoke_edge.runtime.camera.extent import Extent
 from dycoke_edge.runtime.camera.frame import Frame
 from dycoke_edge.runtime.camera.look import Seen, View
 from dycoke_edge.runtime.camera.model import Live, Model
@@ -28,10 +29,12 @@ class Recent:
     def __init__(self, camera: Camera, llm: Model, compression: Compression, live: LiveSpec, clock: Clock) -> None:
         self.view = View(camera.window_s, camera.num_frames)
         self.schedule = Schedule(camera.window_s, camera.every_s, camera.fps)
+        self.extent = Extent()
         self._camera, self._llm, self._compression, self._clock = camera, llm, compression, clock
         self._live: Live | None = None
         self._spec = live
         self._segment: int | None = None
+        self._since = 0.0  # when the newest frame came to the screen, in the window's own seconds
         self._utc = 0.0  # of a file's second 0
 
     def open(self) -> Recent:
@@ -62,11 +65,31 @@ class Recent:
         pushed = self.live.push(frame.image, time)
         utc = self._utc + time if lossless else frame.time_utc
         came = self._clock.monotonic() if lossless else frame.monotonic_s
+        newest = self.view.newest
+        if newest is None or newest.frame.index != frame.index:
+            self._since = time
+        self.extent.frame(time)
         self.view.add(Seen(frame, time, utc, came, pushed.gated, pushed.tokens_in, pushed.tokens_kept))
         return self.schedule.frame(time), lost
 
+    def parts(self, frame: Frame) -> bool:
+        """The next frame begins another segment, and some of this one was not looked at."""
+        return frame.segment != self._segment and self.schedule.fresh > 0 and len(self.view) > 0
+
+    def held(self, frame: Frame) -> Frame | None:
+        """Of a file whose next frame this is: the newest once more, as it still is on the screen when a window falls
+        due before that. None if no window does, or the newest has been there for more than `stale_s`."""
+        newest = self.view.newest
+        if newest is None or frame.pts_s is None or frame.segment != self._segment:
+            return None
+        due = self.schedule.due_before(frame.pts_s)
+        if due is None or due - self._since > self._camera.stale_s:
+            return None
+        return replace(newest.frame, pts_s=due)
+
     def forget(self) -> int:
         """Begin anew; returns how many windows were waiting to be looked at."""
+        self.extent.part()
         self.view.clear()
         if self._live is not None:
             self._live.clear()

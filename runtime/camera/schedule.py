@@ -13,6 +13,7 @@ class Schedule:
     def __init__(self, window_s: float, every_s: float, fps: float) -> None:
         self._first = max(0.0, window_s - 1 / fps) - TOLERANCE / fps
         self._every = every_s
+        self._step = 1 / fps
         self._next = math.nan
         self.waiting = 0  # windows due and not yet looked at
         self.fresh = 0  # frames since the last window
@@ -33,6 +34,10 @@ class Schedule:
         self._next += due * self._every
         self.waiting += 1
         return due
+
+    def due_before(self, time: float) -> float | None:
+        """When the next window falls due, if no frame will come for it: the next one is at `time`."""
+        return self._next if self._next + self._step < time else None
 
     def take(self) -> int:
         """The newest window is looked at now; returns how many older ones were passed over."""

@@ -13,6 +13,7 @@ from dycoke_edge.runtime.camera.failure import SourceError
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
 from dycoke_edge.runtime.camera.gst_source import GstSource
 from dycoke_edge.runtime.camera.pattern import PatternSource
+from dycoke_edge.runtime.camera.relayed import RelayedSource
 from dycoke_edge.runtime.camera.uri import parse_uri
 
 __all__ = ["SPEC", "Source", "SourceError", "open_source"]
@@ -45,4 +46,6 @@ def open_source(
         return PatternSource(address, spec, source_id, clock)
     if address.kind in ("gst", "csi"):
         return GstSource(address, spec, source_id, clock)
+    if address.kind == "rtsp" and spec.hosts:
+        return RelayedSource(address, spec, source_id, clock)
     return AvSource(address, spec, source_id, clock)

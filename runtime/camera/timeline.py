@@ -14,7 +14,8 @@ class Place(NamedTuple):
 
 class Timeline:
     """Within a segment times never fall and pictures have one shape. Another segment begins where the clock runs
-    backwards or leaps more than `jump` seconds ahead of the time that went by meanwhile."""
+    backwards and, of what comes as it happens (`live`), where it leaps more than `jump` seconds ahead of the time that
+    went by meanwhile. A file may show one picture for hours."""
 
     def __init__(self, jump: float, live: bool) -> None:
         self._jump, self._live = jump, live
@@ -35,9 +36,8 @@ class Timeline:
             time = 0.0
         else:
             time = self._last.time + (passed if self._live else self._length)
-        apart = self._shape is not None and (
-            shape != self._shape or time < self._last.time or time - self._last.time > self._jump + passed
-        )
+        leaps = self._live and time - self._last.time > self._jump + passed
+        apart = self._shape is not None and (shape != self._shape or time < self._last.time or leaps)
         self._last = Place(time, self._last.segment + apart)
         self._length, self._shape, self._now = length, shape, now
         return self._last

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Protocol
 
-from dycoke_edge.errors import BusyError, EngineError, InputError, UsageError
+from dycoke_edge.errors import BusyError, InputError, UnavailableError, UsageError
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.reply import Piece
 
@@ -36,13 +36,16 @@ class Question:
 
     def run(self, stopping: Callable[[], bool]) -> BaseException | None:
         """In the model thread: from the first piece to the last, or until nobody wants more. Returns what it raised."""
-        error: BaseException | None = None
         try:
             self._pass_on(stopping)
-        except Exception as caught:  # belongs to who asked
-            error = caught
-        self.end(error)
-        return error
+        except Exception as error:  # belongs to who asked
+            self.end(error)
+            return error
+        except BaseException as error:  # a panic of a Rust library is no Exception, and its text is for nobody
+            self.end(UnavailableError(f"the model's library failed ({type(error).__name__}); ask again"))
+            return error
+        self.end(None)
+        return None
 
     def end(self, error: BaseException | None) -> None:
         """Nothing more will come."""
@@ -51,25 +54,18 @@ class Question:
         except queue.Full:  # a reader that far behind has been cancelled, and told so by its last piece
             self.cancelled = True
 
-    def pieces(self, timeout: float | None = None) -> Iterator[Piece]:
-        """For the other thread: pieces as they come. Raises what the model raised, and BusyError when the last has
-        not come after `timeout` seconds. A reader that leaves early ends the answer."""
-        end = None if timeout is None else monotonic() + timeout
-        try:
-            while True:
-                try:
-                    piece = self._read.get(timeout=end and max(0.0, end - monotonic()))
-                except queue.Empty:
-                    raise BusyError(
-                        f"no whole answer within {timeout:g} s; the model is busy, allow it more", 1.0
-                    ) from None
-                if piece is None:
-                    return
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-        finally:
-            self.cancelled = True
+    def take(self, timeout: float | None) -> Piece | BaseException | None:
+        """For the other thread: the next piece, how it failed, or None at the end. queue.Empty after `timeout`."""
+        return self._read.get(timeout=timeout)
+
+    def cancel(self) -> None:
+        """Nobody reads any more. Wakes who waits for a piece all the same."""
+        self.cancelled = True
+        self.end(None)
+
+    def pieces(self, timeout: float | None = None) -> Pieces:
+        """For the other thread: pieces as they come, the last within `timeout` seconds."""
+        return Pieces(self, timeout)
 
     def _pass_on(self, stopping: Callable[[], bool]) -> None:
         pieces = self._start()
@@ -78,7 +74,7 @@ class Question:
                 if self.cancelled:
                     return
                 if stopping():
-                    raise EngineError("the watcher was stopped; start it and ask again")
+                    raise stopped()
                 if self._read.qsize() >= PIECES:
                     raise BusyError("the answer is read too slowly; read it as it comes", 1.0)
                 self._read.put_nowait(piece)
@@ -88,6 +84,43 @@ class Question:
                 close()
 
 
+class Pieces(Iterator[Piece]):
+    """The reader's end of a question. Raises what the model raised, and BusyError when the last piece has not come in
+    time. A reader that leaves early ends the answer: `close` may be called from any thread, also while another waits
+    for a piece, which then finds no more."""
+
+    def __init__(self, question: Question, timeout: float | None) -> None:
+        self._question, self._timeout = question, timeout
+        self._end = None if timeout is None else monotonic() + timeout
+        self._began = False
+
+    def __next__(self) -> Piece:
+        self._began = True
+        if self._question.cancelled:
+            raise StopIteration
+        try:
+            piece = self._question.take(None if self._end is None else max(0.0, self._end - monotonic()))
+        except queue.Empty:
+            self.close()
+            text = f"no whole answer within {self._timeout:g} s; the model is busy, allow it more"
+            raise BusyError(text, 1.0) from None
+        if isinstance(piece, Piece):
+            return piece
+        self.close()
+        if piece is None:
+            raise StopIteration
+        raise piece
+
+    def close(self) -> None:
+        """Read no more. Legal twice."""
+        if not self._question.cancelled:
+            self._question.cancel()
+
+    def __del__(self) -> None:
+        if self._began:  # as a generator does
+            self.close()
+
+
 class Turns:
     """A bounded line of questions and a ring of cameras, a unit of work each. A question goes first, but after it the
     cameras are owed half the time that it took, so that a line that never empties does not starve them."""
@@ -95,6 +128,7 @@ class Turns:
     def __init__(self, workers: Callable[[], Sequence[Worker]], waiting: int, clock: Clock) -> None:
         self._workers, self._most, self._clock = workers, waiting, clock
         self._line: deque[Question] = deque()
+        self._asked: Question | None = None  # what is answered now
         self._changed = threading.Condition()
         self._next = 0  # whose turn it is among the cameras
         self._owed = 0.0  # seconds that the cameras have before the next question
@@ -106,10 +140,11 @@ class Turns:
         self.on_failure: Callable[[BaseException], object] = lambda error: None
 
     def submit(self, question: Question) -> Question:
-        """Stand in line; BusyError when it is full, EngineError when nobody will answer."""
+        """Stand in line; BusyError when it is full, UnavailableError when nobody will answer."""
         with self._changed:
             if self._stopping:
-                raise EngineError("the watcher was stopped; start it and ask again")
+                raise stopped()
+            self._line = deque(waiting for waiting in self._line if not waiting.cancelled)
             if len(self._line) >= self._most:
                 self.refused += 1
                 seconds = max(1.0, self._seconds * (len(self._line) + 1))
@@ -157,20 +192,29 @@ class Turns:
         self._thread = threading.Thread(target=self._run, name="dycoke model", daemon=True)
         self._thread.start()
 
-    def stop(self, timeout: float) -> None:
-        """Finish the unit that runs, for at most `timeout` seconds; who waits in line gets an error."""
+    def dismiss(self) -> None:
+        """Begin no more work; who waits for an answer gets an error, also for one that is on its way."""
         with self._changed:
             self._stopping = True
-            left, self._line = self._line, deque()
+            left, self._line = [*self._line, *([self._asked] if self._asked else [])], deque()
             self._changed.notify_all()
         for question in left:
-            question.end(EngineError("the watcher was stopped; start it and ask again"))
+            question.end(stopped())
+
+    def stop(self, timeout: float) -> None:
+        """As `dismiss`, and finish the unit that runs, for at most `timeout` seconds."""
+        self.dismiss()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def _run(self) -> None:
         while not self._stopping:
-            if not self.step():
+            try:
+                worked = self.step()
+            except BaseException as error:  # whatever it is, this thread goes on: it has all questions and cameras
+                self.on_failure(error)
+                worked = False
+            if not worked:
                 with self._changed:
                     self._changed.wait_for(lambda: self._line or self._stopping, IDLE_S)
 
@@ -180,9 +224,10 @@ class Turns:
                 self._line.popleft()
             if not self._line:
                 return False
-            question = self._line.popleft()
+            self._asked = question = self._line.popleft()
         began = self._clock.monotonic()
         error = question.run(lambda: self._stopping)
+        self._asked = None
         self._seconds += 0.3 * (self._clock.monotonic() - began - self._seconds)
         if error is None:
             self.answered += 1
@@ -199,3 +244,8 @@ class Turns:
             if workers[self._next].work():
                 return True
         return False
+
+
+def stopped() -> UnavailableError:
+    """What is said to whoever asks, or waits, when nobody will answer."""
+    return UnavailableError("the watcher was stopped; start it and ask again")

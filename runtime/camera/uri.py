@@ -98,12 +98,21 @@ def _network(text: str) -> Address:
         port, host = place.port, place.hostname
     except ValueError:
         port, host = 0, None
-    if not host or port == 0:
+    if not host or port == 0 or _cuts_a_login(text, host, port):
         raise UsageError(
             f"{redact(text)} has no host or a wrong port; use rtsp://user:password@host:554/stream, "
             "with / ? # in a password written as %2F %3F %23"
         )
     return Address("rtsp", text, redact(text))
+
+
+def _cuts_a_login(text: str, host: str, port: int | None) -> bool:
+    """What counts as host and port is the beginning of a login, e.g. admin:12 of admin:12#34@camera. An @ in the path
+    of rtsp://10.0.0.5:554/a@b is none."""
+    place, end, rest = re.split(r"([/?#]|$)", text.partition("://")[2], maxsplit=1)
+    if "@" in place or "@" not in rest:
+        return False
+    return end == "#" or (port is not None and re.search("[.:]", host) is None)
 
 
 def _sensor(text: str, rest: str) -> Address:

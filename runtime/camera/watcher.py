@@ -39,7 +39,8 @@ class CameraWatcher(Asking):
     path of a file of JSON Lines. `waiting` questions may stand in line for the model. `reading` and `live` hold
     time-outs, thresholds and the like for all cameras; size, fps, buffers, memory and realtime are the cameras' own.
     Every method may be called from any thread.
-    `with watcher:` starts and stops it. A watcher runs once.
+    `with watcher:` starts and stops it. A watcher runs once. `on_panic` is told, in the model's thread, when a library
+    of the model raised what is no Exception; the thread goes on.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class CameraWatcher(Asking):
         live: LiveSpec = LIVE,
         clock: Clock = SYSTEM,
         make_reader: Callable[..., CameraReader] = CameraReader,
+        on_panic: Callable[[BaseException], object] = lambda error: None,
     ) -> None:
         self._llm, self._clock, self._compression = llm, clock, compression
         self._reading, self._live, self._make_reader = reading, live, make_reader
         self._hub = Hub(llm.bundle.path.name, llm.spec.provider, as_sinks(on_event), clock)
         self._turns = Turns(lambda: self._lanes, waiting, clock)
         self._turns.on_failure = self._hub.failed
+        self._hub.on_panic = on_panic
         self._lock = Exclusive("this CameraWatcher was made")  # over all below
         self._posts: dict[str, Post] = {}
         self._lanes: tuple[Post, ...] = ()  # the same for the model's thread, which waits for nobody
@@ -98,6 +101,10 @@ class CameraWatcher(Asking):
             if left() == 0:
                 return False
         return True
+
+    def dismiss(self) -> None:
+        """Answer nobody any more: who waits for an answer gets an UnavailableError now. For a server that ends."""
+        self._turns.dismiss()
 
     def stop(self, timeout: float = 4.0) -> None:
         """Legal in every state, also twice. Open alerts get an `end`, sinks hand on what they hold; what still runs
@@ -240,10 +247,11 @@ class CameraWatcher(Asking):
          "events": {"alert/confirmed": int, ...}, "seconds": {stage: {"count": int, "sum": float}},
          "cameras": {id: {"state", "since", "uri" (redacted), "error", "fps", "width", "height", "decoded_frames",
              "dropped_frames": {reason: n}, "reconnects": {reason: n}, "last_frame_age_s", "frames" (given to the
-             model), "frames_gated", "windows", "dropped_windows": {reason: n}, "failures", "vision_tokens_in",
-             "vision_tokens_kept", "memory_frames", "kv_bytes", "answer_age_s", "last_frame_time" (UTC), "text",
-             "text_time", "alerts": {rule_id: {"on": bool, "score", "mass", "verdict", "reason" (why it is unknown),
-             "since", "suppressed", "unknown" (windows: {"mass" | "between" | "failed": n})}}}},
+             model), "frames_gated", "video_s", "video_s_looked_at" (of these), "windows", "dropped_windows":
+             {reason: n}, "failures", "vision_tokens_in", "vision_tokens_kept", "memory_frames", "kv_bytes",
+             "answer_age_s", "last_frame_time" (UTC), "text", "text_time",
+             "alerts": {rule_id: {"on": bool, "score", "mass", "verdict", "reason" (why it is unknown), "since",
+             "suppressed", "unknown" (windows: {"mass" | "between" | "failed": n})}}}},
          "sinks": [{"name", "queued", "delivered", "dropped", "failures", "error"}]}
         """
         with self._lock:

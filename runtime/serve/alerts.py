@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from dycoke_edge.config_camera import Camera, Rule
 from dycoke_edge.runtime.camera.events import rfc3339
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.messages import Finite, Strict
 from dycoke_edge.runtime.serve.service import Service
@@ -140,7 +141,7 @@ def _check_window(new: AlertRule, camera: Camera) -> None:
 
 def router(service: Service, thumbnails: Thumbnails, utc: Callable[[], float]) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1/alerts")
+    routes = APIRouter(prefix="/v1/alerts", route_class=route_class(service))
     rules = Rules(service, utc)
 
     @routes.get("")

@@ -30,15 +30,21 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
+        service.readers.start()
         following = asyncio.create_task(thumbnails.follow())
         yield
-        service.closing.set()
+        close()
+        await service.readers.close()
         await following
+
+    def close() -> None:
+        service.closing.set()
+        watcher.dismiss()  # whatever its model is doing, nobody waits for it
 
     def stop() -> None:
         for loop in loops:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(service.closing.set)
+                loop.call_soon_threadsafe(close)
 
     app = FastAPI(title="dycoke-edge", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.stop = stop

@@ -16,11 +16,14 @@ from dycoke_edge import __version__
 from dycoke_edge.runtime.camera.answers import Window
 from dycoke_edge.runtime.camera.events import rfc3339
 from dycoke_edge.runtime.reply import Piece
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json, as_api_error, body
+from dycoke_edge.runtime.serve.leaving import gone, while_there
 from dycoke_edge.runtime.serve.messages import ChatRequest, ImagePart, Question, StreamPart, VideoPart, question
 from dycoke_edge.runtime.serve.service import Service
 from dycoke_edge.runtime.serve.until import Until
 from dycoke_edge.runtime.stats import Stats
+from dycoke_edge.runtime.step import FinishReason
 
 SSE = "text/event-stream"
 
@@ -37,17 +40,19 @@ class Answering:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
+    finish: FinishReason | None = None
 
     def take(self, piece: Piece) -> str:
         """Count a piece in; returns the text that is certain by now not to be of a stop string."""
         self.text, self.stats = self.text + piece.text, piece.stats
         self.tokens.append(piece.token)
+        self.finish = piece.finish_reason
         return self.until.push(piece.text)
 
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1")
+    routes = APIRouter(prefix="/v1", route_class=route_class(service))
 
     @routes.get("/version")
     async def version() -> Response:
@@ -70,14 +75,16 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation about a video, pictures, a live camera or nothing but text, as OpenAI's API does;
         with `stream` as server-sent events."""
         _check_model(service, asked.model)
-        answer = await _begin(service, question(asked, service.spec))
+        answer = await while_there(request, _begin(service, question(asked, service.spec)))
+        del asked.messages  # with all that they showed
+        request.state.share.release()
         pieces = _Pieces(service, request, answer)
-        first = await pieces.next()  # what is wrong with a question shows here, before a 200 is on its way
+        # what is wrong with a question shows here, before a 200 is on its way
+        first = await while_there(request, pieces.next(), pieces.close)
         if asked.stream:
             usage = asked.stream_options is not None and asked.stream_options.include_usage
             return StreamingResponse(_events(service, pieces, first, usage), media_type=SSE)
-        while first is not None:
-            first = await pieces.next()
+        await while_there(request, pieces.rest(), pieces.close)
         return Json(_whole(service, answer))
 
     return routes
@@ -123,6 +130,7 @@ class _Pieces:
 
     def __init__(self, service: Service, request: Request, answer: Answering) -> None:
         self._service, self._request, self.answer = service, request, answer
+        self._closed = False
 
     async def next(self) -> str | None:
         """The next text, often empty; None at the end. Raises what the model raised."""
@@ -131,15 +139,23 @@ class _Pieces:
             return None
         try:
             if self._service.closing.is_set() or await self._request.is_disconnected():
-                raise ApiError(503, "the server is stopping, or nobody listens", code="stopping")
+                raise gone()
             piece = await self._service.apart(next, self.answer.pieces, None)
+            if self._closed:
+                raise gone()
         except BaseException:
             self.close()
             raise
         return None if piece is None else self.answer.take(piece)
 
+    async def rest(self) -> None:
+        """Take all that is left."""
+        while await self.next() is not None:
+            pass
+
     def close(self) -> None:
-        """Let the model go on to something else."""
+        """Let the model go on to something else. Legal while `next` waits, which raises then."""
+        self._closed = True
         close = getattr(self.answer.pieces, "close", None)
         if close is not None:
             close()
@@ -217,9 +233,11 @@ def _usage(answer: Answering) -> dict[str, int]:
 
 
 def _costs(answer: Answering) -> dict[str, Any]:
-    """What compression did for this answer. `window`: UTC of the oldest and newest frame of a live camera."""
+    """What compression did for this answer. `finish_reason` may be "repetition", which OpenAI's clients know as
+    "length"; `window` is UTC of the oldest and newest frame of a live camera."""
     stats = answer.stats
     return {
+        "finish_reason": "stop" if answer.until.reached else answer.finish,
         "vision_tokens_in": stats.visual_tokens_in,
         "vision_tokens_kept": stats.visual_tokens_kept,
         "frames": stats.frames,

@@ -85,7 +85,8 @@ RuleSection = section(
     "Rule", Rule, without=("id", "prompt"), prompt=(Text, Field(description="a question for yes or no"))
 )
 OwnRule = section("CameraRule", Rule, without=("id", "prompt", "cameras"), prompt=(Text, ...))
-NOT_SHARED = ("id", "uri", "rules")
+CAMERAS_OWN = ("size", "fps", "buffer", "realtime", "hosts")
+NOT_SHARED = ("id", "uri", "rules", "hosts")
 CameraSection = section(
     "Camera",
     Camera,
@@ -104,7 +105,10 @@ File: type[BaseModel] = section(
     engine=(section("Engine", EngineSpec), Field(default=None)),
     compression=(section("Compression", Compression), Field(default=None)),
     live=(section("Live", LiveSpec, without=("memory_frames",)), Field(default=None)),
-    reading=(section("Reading", ReaderSpec, without=("size", "fps", "buffer", "realtime")), Field(default=None)),
+    reading=(
+        section("Reading", ReaderSpec, without=CAMERAS_OWN),
+        Field(default=None),
+    ),
 )
 File.__doc__ = "Cameras, rules, sinks and the server; camera keys on top are defaults for every camera."
 

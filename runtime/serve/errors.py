@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
+import re
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,10 +17,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UsageError
-from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UnavailableError, UsageError
+from dycoke_edge.runtime.camera.redact import one_line
+from dycoke_edge.runtime.serve.room import full_disk
 
 LOGGER = logging.getLogger("dycoke_edge.serve")
+MOST = 1000  # letters of a message
+KEY = re.compile(r"\w{1,64}", re.ASCII)  # what a key may be made of to be named in an answer
 TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -51,7 +56,7 @@ class ApiError(Exception):
 def body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """What OpenAI's clients understand: one line in `message`."""
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    line = redact(" ".join(message.split()))[:1000]
+    line = one_line(" ".join(message[: 2 * MOST].split()), MOST)
     return {"error": {"message": line, "type": kind, "param": param, "code": code}}
 
 
@@ -60,6 +65,8 @@ def response(error: ApiError) -> Json:
     headers = {"Retry-After": str(max(1, math.ceil(error.retry_after)))} if error.retry_after else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 405:
+        headers["Allow"] = "GET, HEAD"
     return Json(body(error.status, str(error), error.param, error.code), error.status, headers)
 
 
@@ -67,18 +74,21 @@ def as_api_error(error: BaseException) -> ApiError:
     """What a client is told of any failure; of a bug, only that there is one."""
     if isinstance(error, ApiError):
         return error
-    if (full := _full_disk(error)) is not None:
+    if (full := full_disk(error)) is not None:
         return no_room(full)
     if isinstance(error, BusyError):
         return ApiError(429, str(error), code="busy", retry_after=error.retry_after_s)
     if isinstance(error, StaleError):
         return ApiError(503, str(error), code="stale")
+    if isinstance(error, UnavailableError):
+        return ApiError(503, str(error), code="unavailable", retry_after=1.0)
     if isinstance(error, UsageError | InputError):
         return ApiError(400, str(error))
     if isinstance(error, DycokeEdgeError):
-        LOGGER.error("%s", redact(str(error)))
+        LOGGER.error("%s", one_line(str(error), MOST))
         return ApiError(500, str(error), code="engine_error")
-    LOGGER.error("%s", redact("".join(traceback.format_exception(error))))
+    for line in "".join(traceback.format_exception(error)).splitlines():  # a record each: none can be forged
+        LOGGER.error("%s", one_line(line, MOST))
     return ApiError(500, "internal error; the server's log says more", code="internal_error")
 
 
@@ -86,17 +96,8 @@ def no_room(error: OSError) -> ApiError:
     """Nothing can be put into the temporary folder, where what a request shows lies while it is decoded."""
     reason = error.strerror or os.strerror(error.errno or errno.ENOSPC)
     why = f"the server's temporary folder takes no file ({reason}); make room, or start it with TMPDIR=FOLDER"
-    LOGGER.error("%s", redact(why))
+    LOGGER.error("%s", one_line(why, MOST))
     return ApiError(507, why, code="no_room")
-
-
-def _full_disk(error: BaseException | None) -> OSError | None:
-    """The full disk that an error comes from, whatever was made of it since: to a decoder it is a damaged file."""
-    for _ in range(16):
-        if error is None or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def install(app: FastAPI) -> None:
@@ -121,13 +122,19 @@ async def _http(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms, the one that was meant
-    place = ".".join(str(part) for part in first["loc"] if part != "body" and "[" not in str(part))[:200]
+    first = deepest(error.errors())
+    named = [str(part)[:100] for part in first["loc"] if part != "body"]
+    place = ".".join(part if KEY.fullmatch(part) else "?" for part in named if "[" not in part)
     return response(ApiError(400, f"{place or 'body'}: {complaint(first)}", param=place or None))
 
 
+def deepest(errors: Sequence[Any]) -> dict[str, Any]:
+    """The error that is told: of several forms that a value may have, the one that was meant."""
+    return dict(max(errors, key=lambda found: (len(found["loc"]), not found["type"].endswith("_type"))))
+
+
 def complaint(found: Any) -> str:
-    """What pydantic complains of, without the value: it may hold a secret."""
+    """What pydantic complains of, without the value: it may hold a secret, and be long."""
     kind, message = found["type"], str(found["msg"])
     if kind == "extra_forbidden":
         return "unknown key; leave it out"
@@ -135,4 +142,6 @@ def complaint(found: Any) -> str:
         return "is missing"
     if kind == "json_invalid":
         return "is not JSON"
+    if kind == "union_tag_invalid":  # pydantic would say what it was instead
+        return f"should be one of {found['ctx']['expected_tags']}"
     return message[:1].lower() + message[1:]

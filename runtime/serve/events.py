@@ -10,6 +10,7 @@ from typing import Annotated
 import anyio
 from fastapi import APIRouter, Header, Query
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from dycoke_edge.runtime.camera.events import Event
 from dycoke_edge.runtime.serve.chat import SSE
@@ -26,6 +27,19 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1")
     readers = 0
 
+    class Following(StreamingResponse):
+        """A reader of events, counted from its first byte to its last, whatever ends it."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal readers
+            if readers >= service.spec.max_event_streams:
+                raise ApiError(429, f"{readers} readers of events; try again later", code="busy", retry_after=5.0)
+            readers += 1  # nothing is awaited between looking and counting
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                readers -= 1
+
     @routes.get("/events", response_class=StreamingResponse)
     async def events(
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
@@ -37,18 +51,7 @@ def router(service: Service) -> APIRouter:
         last = last_event_id or after
         if last is not None and not ULID.fullmatch(last):
             raise ApiError(400, "Last-Event-ID: not the id of an event", "Last-Event-ID")
-        if readers >= service.spec.max_event_streams:
-            raise ApiError(429, f"{readers} readers of events; try again later", code="busy", retry_after=5.0)
-        return StreamingResponse(follow(last, stream_id), media_type=SSE)
-
-    async def follow(last: str | None, stream_id: str | None) -> AsyncIterator[str]:
-        nonlocal readers
-        readers += 1
-        try:
-            async for text in _follow(service, last, stream_id):
-                yield text
-        finally:
-            readers -= 1
+        return Following(_follow(service, last, stream_id), media_type=SSE)
 
     return routes
 

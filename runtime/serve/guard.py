@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dycoke_edge.config_serve import ServeSpec
-from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.runtime.camera.redact import one_line
+from dycoke_edge.runtime.serve.bodies import Room, Share
 from dycoke_edge.runtime.serve.errors import ApiError, as_api_error, response
 
 ACCESS = logging.getLogger("dycoke_edge.access")
@@ -41,6 +42,7 @@ class Guard:
         self._names = {"localhost", "127.0.0.1", "[::1]", *(name.lower() for name in spec.host_names)}
         self._names.add(f"[{spec.host}]" if ":" in spec.host else spec.host.lower())
         self._chats = 0
+        self._room = Room(spec.max_bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or have it answered."""
@@ -52,14 +54,17 @@ class Guard:
         began = self._clock()
         try:
             await self._admitted(scope, receive, answer)
-        except Exception as error:
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a Rust library is no Exception
             failed = as_api_error(error)
             if answer.status is None:  # else half an answer is out, and the listener closes the connection
                 await response(failed)(scope, receive, answer)
+            del failed  # which has this frame, which had it
         finally:
-            path = redact(str(scope["path"]))[:200].encode("ascii", "backslashreplace").decode()
+            method, path = one_line(str(scope["method"]), 20), one_line(str(scope["path"]), 200)
             took = (self._clock() - began) * 1e3
-            ACCESS.info("%s %s %s %.0f ms", scope["method"], path, answer.status or "broken", took)
+            ACCESS.info("%s %s %s %.0f ms", method, path, answer.status or "broken", took)
 
     async def _admitted(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = _Headers(scope)
@@ -67,6 +72,8 @@ class Guard:
         _check_origin(headers)
         authorized = self._check_key(scope, headers)
         scope.setdefault("state", {})["authorized"] = authorized
+        if scope["path"] in OPEN:
+            scope = _asking(scope)
         if scope["path"] != CHAT or scope["method"] != "POST":
             await self._pass_on(scope, headers, receive, answer)
             return
@@ -79,8 +86,14 @@ class Guard:
             self._chats -= 1
 
     async def _pass_on(self, scope: Scope, headers: _Headers, receive: Receive, answer: _Answer) -> None:
-        body = await self._body(scope, headers, receive)
-        await self._app(scope, _replay(body, receive), answer)
+        scope["state"]["share"] = share = self._room.share()
+        body = bytearray()
+        try:
+            await self._fill(body, scope, headers, receive, share)
+            await self._app(scope, _replay(body, receive), answer)
+        finally:
+            body.clear()  # an error may keep this frame
+            share.release()
 
     def _check_host(self, headers: _Headers) -> None:
         """On loopback a page elsewhere may have a name that it points here (DNS rebinding); the name gives it away."""
@@ -100,16 +113,23 @@ class Guard:
             raise ApiError(401, "send the server's key as 'Authorization: Bearer KEY'", code="invalid_api_key")
         return authorized
 
-    async def _body(self, scope: Scope, headers: _Headers, receive: Receive) -> bytes:
-        """All of the body, at most so large, within so many seconds."""
-        most = self._spec.max_body_bytes if scope["method"] in BODIES else 0
+    def _most(self, scope: Scope) -> int:
+        """Bytes that a body may have."""
+        if scope["method"] not in BODIES:
+            return 0
+        large = scope["path"] == CHAT and scope["method"] == "POST"
+        return self._spec.max_body_bytes if large else min(self._spec.max_small_body_bytes, self._spec.max_body_bytes)
+
+    async def _fill(self, body: bytearray, scope: Scope, headers: _Headers, receive: Receive, share: Share) -> None:
+        """Receive all of the body, at most so large, within so many seconds."""
+        most = self._most(scope)
         length = headers.one(b"content-length") or "0"
-        if not (length.isascii() and length.isdigit()) or int(length[:19]) > most:
-            raise ApiError(413, f"the body is too large; at most {most} bytes here", code="too_large")
-        end, body = self._clock() + self._spec.body_timeout_s, bytearray()
         more = length != "0" or headers.one(b"transfer-encoding") is not None
         if more and scope["method"] in BODIES:
             _check_type(headers)
+        if not (length.isascii() and length.isdigit()) or int(length[:19]) > most:
+            raise ApiError(413, f"the body is too large; at most {most} bytes here", code="too_large")
+        end = self._clock() + self._spec.body_timeout_s
         while more:
             try:
                 message = await asyncio.wait_for(receive(), max(0.001, end - self._clock()))
@@ -117,11 +137,11 @@ class Guard:
                 raise ApiError(408, "the body came too slowly; send it again", code="timeout") from None
             if message["type"] == "http.disconnect":
                 raise ApiError(400, "the body ended early", code="incomplete")
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > most:
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            if len(body) + len(piece) > most:
                 raise ApiError(413, f"the body is too large; at most {most} bytes here", code="too_large")
-        return bytes(body)
+            share.take(len(piece))
+            body += piece
 
 
 class _Headers:
@@ -176,8 +196,15 @@ def _check_type(headers: _Headers) -> None:
         raise ApiError(415, "Content-Type: send application/json", code="unsupported_media_type")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body at once, then what the client does."""
+def _asking(scope: Scope) -> Scope:
+    """A request of a path that needs no key, which may only ask. HEAD is GET: the server leaves the body out."""
+    if scope["method"] not in ("GET", "HEAD"):
+        raise ApiError(405, "this path is for GET and HEAD", code="method_not_allowed")
+    return {**scope, "method": "GET"}
+
+
+def _replay(body: bytearray, receive: Receive) -> Receive:
+    """The body at once, which who reads it may empty; then what the client does."""
     sent = False
 
     async def replay() -> Any:

@@ -110,6 +110,9 @@ def _protocol(spec: ServeSpec) -> type[H11Protocol]:
                     self.transport.write(self.conn.send(event) or b"")
             except h11.LocalProtocolError:
                 pass  # an answer is under way; all that is left is to go
+            if not self._between():  # whoever answers is told, for nothing more can be sent
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
             self.transport.close()
 
         def _between(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,16 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
-from dycoke_edge.runtime.serve.errors import no_room
+from dycoke_edge.runtime import images
+from dycoke_edge.runtime.budget import check_size
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
-from dycoke_edge.runtime.video import IMAGES, open_visual, read_image
+from dycoke_edge.runtime.video import open_visual, read_image
 
 Frames = NDArray[np.uint8]
 Kind = Literal["video", "image"]
@@ -60,8 +61,7 @@ class Media:
     def image(self, url: str, key: str = "image_url") -> Frames:
         """uint8 [R, R, 3] of an image_url. Raises UsageError or InputError, which speak of `key`."""
         with self._at(url, key) as path:
-            check_image(path, self._spec.max_pixels)
-            return cast(Frames, read_image(path, self._size).pixels[0])
+            return cast(Frames, read_image(path, self._size, self._spec.max_pixels).pixels[0])
 
     def images(self, urls: Sequence[str], key: str = "image_url") -> Frames:
         """uint8 [F, R, R, 3]: a clip given as pictures, which were chosen by whoever sent them. Raises UsageError or
@@ -81,12 +81,13 @@ class Media:
 
     def _clip(self, wanted: Wanted, seconds: float) -> Clip:
         most, usual = self._spec.max_frames, Clip().num_frames
+        pixels = self._spec.max_pixels
         if wanted.fps is None:
-            return Clip(num_frames=min(most, wanted.num_frames or usual))
+            return Clip(num_frames=min(most, wanted.num_frames or usual), max_pixels=pixels)
         fps = min(wanted.fps, self._spec.max_fps)
         if fps * seconds > min(most, wanted.num_frames or most) or fps < 1e-3:
-            return Clip(num_frames=min(most, wanted.num_frames or most))
-        return Clip(fps=fps)
+            return Clip(num_frames=min(most, wanted.num_frames or most), max_pixels=pixels)
+        return Clip(fps=fps, max_pixels=pixels)
 
     @contextmanager
     def _at(self, url: str, key: str) -> Iterator[Path]:
@@ -113,7 +114,7 @@ class Media:
         try:
             temporary = NamedTemporaryFile(prefix="dycoke-")  # noqa: SIM115 - its errors are ours only here
         except OSError as error:
-            raise no_room(error) from None
+            raise OSError(errno.ENOSPC, error.strerror or "no file can be made") from error
         with temporary as file:
             if scheme == "data":
                 file.write(from_data_url(url))
@@ -139,30 +140,17 @@ def from_data_url(url: str) -> bytes:
         raise UsageError("the base64 of this data URL is damaged; encode it again") from None
 
 
-def check_image(path: Path, max_pixels: int) -> None:
-    """Refuse a picture by what its header says."""
-    Image.init()
-    try:
-        with Image.open(path, formats=[name for name in IMAGES if name in Image.OPEN]) as image:
-            width, height = image.size
-    except UnidentifiedImageError:
-        raise InputError("not an image; give a JPEG, PNG or WebP file") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"more than {max_pixels} pixels; give a smaller picture") from None
-    except (OSError, SyntaxError, ValueError):
-        return  # damaged: the reader says it better
-    _check_pixels(width, height, max_pixels)
-
-
 def check_video(path: Path, spec: ServeSpec) -> float:
     """Refuse a video by its header and packets, without decoding any. Returns its seconds, 0 if they are unknown."""
+    if images.kind(path, spec.max_pixels) == "animation":
+        return _check_animation(path, spec)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(spec.max_pixels)}
     try:
         with av.open(f"file:{path}", options=options) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, av.VideoStream):
                 raise InputError("no video stream; give a file with moving pictures")
-            _check_pixels(stream.width, stream.height, spec.max_pixels)
+            check_size("it", stream.width, stream.height, spec.max_pixels)
             packets = islice((packet for packet in container.demux(stream) if packet.size), PACKETS + 1)
             stamps = [packet.pts for packet in packets]
             seconds = _seconds(stream, [stamp for stamp in stamps if stamp is not None], len(stamps))
@@ -172,6 +160,16 @@ def check_video(path: Path, spec: ServeSpec) -> float:
         raise InputError("cannot be read as a video; give MP4, WebM, Matroska, AVI or MPEG") from None
 
 
+def _check_animation(path: Path, spec: ServeSpec) -> float:
+    """`check_video` of what Pillow plays: its frames must be decoded to know how long they last."""
+    with images.opened(path, "--video", spec.max_pixels) as image:
+        count = getattr(image, "n_frames", 1)
+        _check_work(count, *image.size)
+        seconds = float(images.times(image)[-1])
+        _check_seconds(seconds, spec)
+        return seconds
+
+
 def _seconds(stream: av.VideoStream, stamps: list[int], count: int) -> float:
     base, rate = stream.time_base, float(stream.average_rate or 25)
     span = float((max(stamps) - min(stamps)) * base) if stamps and base else 0.0
@@ -179,12 +177,15 @@ def _seconds(stream: av.VideoStream, stamps: list[int], count: int) -> float:
 
 
 def _check_length(stream: av.VideoStream, count: int, seconds: float, spec: ServeSpec) -> None:
+    _check_seconds(seconds, spec)
+    _check_work(count, stream.width, stream.height)
+
+
+def _check_seconds(seconds: float, spec: ServeSpec) -> None:
     if seconds > spec.max_video_s:
         raise InputError(f"{seconds:.0f} s long; at most {spec.max_video_s:g} s, cut it")
-    if count > PACKETS or count * stream.width * stream.height > DECODED_PIXELS:
-        raise InputError(f"{count} or more frames of {stream.width} x {stream.height}; give a shorter or smaller video")
 
 
-def _check_pixels(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise InputError(f"{width} x {height} pixels; at most {most} in all, scale it down")
+def _check_work(count: int, width: int, height: int) -> None:
+    if count > PACKETS or count * width * height > DECODED_PIXELS:
+        raise InputError(f"{count} or more frames of {width} x {height}; give a shorter or smaller video")

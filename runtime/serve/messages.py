@@ -14,6 +14,7 @@ from dycoke_edge.runtime.serve.config import section, written
 from dycoke_edge.runtime.serve.errors import ApiError
 from dycoke_edge.runtime.serve.media import Wanted
 
+MESSAGES, PARTS = 64, 128  # of a request; of a message, which may be a clip in pictures and texts between them
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -76,7 +77,7 @@ class ChatMessage(Lenient):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(max_length=PARTS, fail_fast=True)] | None = None
     name: str | None = None
 
 
@@ -118,7 +119,7 @@ class ChatRequest(Lenient):
     last ones change no answer and are ignored."""
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=64)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES, fail_fast=True)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -13,6 +12,8 @@ from starlette.responses import Response
 from dycoke_edge.config_camera import Camera
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import rfc3339
+from dycoke_edge.runtime.place import place
+from dycoke_edge.runtime.serve.bodies import route_class
 from dycoke_edge.runtime.serve.errors import ApiError, Json
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
 from dycoke_edge.runtime.serve.messages import Finite, Strict
@@ -38,7 +39,8 @@ class NewStream(Strict):
 
 def router(service: Service) -> APIRouter:
     """The routes."""
-    routes = APIRouter(prefix="/v1/live-stream")
+    routes = APIRouter(prefix="/v1/live-stream", route_class=route_class(service))
+    adding = dict[str, Camera]()  # that the watcher may not know yet
     allowed = AllowedHosts("stream_hosts", service.spec.stream_hosts)
 
     @routes.get("")
@@ -50,16 +52,20 @@ def router(service: Service) -> APIRouter:
     @routes.post("", status_code=201)
     async def add(new: NewStream) -> Response:
         """Watch one more camera."""
-        await service.apart(_check_url, new.liveStreamUrl, allowed)
-        camera = _camera(new)
-        known = service.watcher.cameras
+        url = await service.apart(_checked, new.liveStreamUrl, allowed)
+        camera = _camera(new, url, service.spec.stream_hosts)
+        known = adding | service.watcher.cameras
         if camera.id in known:
             raise ApiError(409, f"id: there is a camera {camera.id}; remove it first", "id", "duplicate")
         if any(other.uri == camera.uri for other in known.values()):
             raise ApiError(409, "liveStreamUrl: watched already; GET /v1/live-stream", "liveStreamUrl", "duplicate")
         if len(known) >= service.spec.max_cameras:
             raise ApiError(409, f"{len(known)} cameras, which is server.max_cameras; remove one", code="limit")
-        await service.apart(service.watcher.add, camera)
+        adding[camera.id] = camera  # nothing is awaited between looking and this
+        try:
+            await service.apart(service.watcher.add, camera)
+        finally:
+            del adding[camera.id]
         service.descriptions[camera.id] = new.description
         return Json(await _one(service, camera.id), 201, {"Location": f"/v1/live-stream/{camera.id}"})
 
@@ -89,26 +95,26 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _check_url(url: str, allowed: AllowedHosts) -> None:
-    """Refuse, with 400 or 403, all but rtsp(s) to an allowed host."""
+def _checked(url: str, allowed: AllowedHosts) -> str:
+    """The URL, put together anew from what was checked. Refuses, with 400 or 403, all but rtsp(s) to an allowed
+    host."""
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or SCHEMES.get(parts.scheme, 0)
+        parts = place(url, SCHEMES)
     except ValueError:
-        host, port = "", 0
-    plain = url.isprintable() and not any(letter in url for letter in "\\ ")
-    if not host or not port or not plain or not url.lower().startswith(f"{parts.scheme}://"):
+        parts = None
+    if parts is None or not parts.host or " " in url:
         raise ApiError(400, "liveStreamUrl: give rtsp://host/path or rtsps://host/path", "liveStreamUrl")
     try:
-        allowed.addresses(host, port)
+        allowed.addresses(parts.host, parts.port)
     except UsageError as error:
         raise ApiError(403, f"liveStreamUrl: {error}", "liveStreamUrl", "host_not_allowed") from None
+    return str(parts)
 
 
-def _camera(new: NewStream) -> Camera:
+def _camera(new: NewStream, url: str, hosts: tuple[str, ...]) -> Camera:
     given = {"prompt": new.prompt, "fps": new.fps, "window_s": new.window_s, "every_s": new.every_s}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return Camera(new.id or str(uuid.uuid4()), new.liveStreamUrl, **options)
+    return Camera(new.id or str(uuid.uuid4()), url, hosts=hosts, **options)
 
 
 def _known(service: Service, stream_id: str) -> None:

@@ -6,15 +6,17 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Callable
+from http.client import HTTPException
 from time import time
-from urllib.parse import urlsplit
 
 from dycoke_edge.errors import UsageError
 from dycoke_edge.runtime.camera.events import Event, rfc3339
+from dycoke_edge.runtime.deadline import within
 from dycoke_edge.runtime.sinks.bounded import BoundedSink, Transient
 
-TIMEOUT_S = 10.0
 PREFIX = "whsec_"
+TIMEOUT_S = 10.0  # that an event may take, from connecting to the answer's last byte
+ANSWER_BYTES = 1 << 16  # of an answer that are read; nothing in it matters
 
 
 class Refused(Exception):
@@ -42,37 +44,61 @@ class WebhookSink(BoundedSink):
         utc: Callable[[], float] = time,
     ) -> None:
         try:
-            import urllib3
+            from urllib3.connection import HTTPConnection, HTTPSConnection
+            from urllib3.exceptions import HTTPError
+            from urllib3.util import parse_url
         except ImportError:
             raise UsageError("webhooks need urllib3: pip install 'dycoke-edge[serve]'") from None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = parse_url(url)
+        except HTTPError:
+            parts = parse_url("")
+        if parts.scheme not in ("http", "https") or not parts.host:
             raise UsageError("url of a webhook must be http:// or https:// with a host, e.g. https://host/hook")
-        super().__init__(f"webhook {parts.hostname}", capacity, attempts, backoff)
-        self._url, self._secret, self._utc = url, secret, utc
+        host, self._target = parts.host.strip("[]"), parts.request_uri
+        super().__init__(f"webhook {host}", capacity, attempts, backoff)
+        self._secret, self._utc = secret, utc
         self._key = signing_key(secret) if secret else b""
-        self._http = urllib3.PoolManager(
-            1, cert_reqs="CERT_REQUIRED" if verify_tls else "CERT_NONE", timeout=urllib3.Timeout(total=TIMEOUT_S)
+        self._connection: HTTPConnection = (
+            HTTPConnection(host, parts.port or 80, timeout=TIMEOUT_S)
+            if parts.scheme == "http"
+            else HTTPSConnection(
+                host,
+                parts.port or 443,
+                timeout=TIMEOUT_S,
+                cert_reqs="CERT_REQUIRED" if verify_tls else "CERT_NONE",
+            )
         )
-        self._errors = urllib3.exceptions.HTTPError
+        self._errors = (HTTPError, HTTPException, OSError)
 
     def deliver(self, event: Event) -> None:
-        """One POST; Transient on 429, 5xx and without a connection, Refused on any other status that is not 2xx."""
-        body = event.to_json().encode()
+        """One POST; Transient on 429, 5xx and without a whole answer in time, Refused on any other status that is not
+        2xx."""
         try:
-            response = self._http.request(
-                "POST", self._url, body=body, headers=self._headers(event, body), retries=False, redirect=False
-            )
+            status, after = self._posted(event)
         except self._errors as error:
+            self._connection.close()
             raise Transient(f"no answer ({type(error).__name__})") from None  # its text has the URL
-        if response.status == 429 or response.status >= 500:
-            raise Transient(f"HTTP {response.status}", _seconds(response.headers.get("Retry-After")))
-        if not 200 <= response.status < 300:
-            raise Refused(f"HTTP {response.status}")
+        if status == 429 or status >= 500:
+            raise Transient(f"HTTP {status}", _seconds(after))
+        if not 200 <= status < 300:
+            raise Refused(f"HTTP {status}")
 
     def finish(self) -> None:
         """Close the connection."""
-        self._http.clear()
+        self._connection.close()
+
+    def _posted(self, event: Event) -> tuple[int, str | None]:
+        """The answer's status and its Retry-After."""
+        body, connection = event.to_json().encode(), self._connection
+        if not connection.is_connected:  # the receiver closed it meanwhile
+            connection.close()
+        with within(connection, TIMEOUT_S):
+            connection.request("POST", self._target, body, self._headers(event, body), preload_content=False)
+            answer = connection.getresponse()
+            if len(answer.read(ANSWER_BYTES, decode_content=False)) == ANSWER_BYTES:
+                connection.close()
+            return answer.status, answer.headers.get("Retry-After")
 
     def _headers(self, event: Event, body: bytes) -> dict[str, str]:
         now = self._utc()

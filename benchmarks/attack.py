@@ -1,0 +1,238 @@
+"""Attacks a server of its own on loopback, and says how long others waited for an answer and what memory it took.
+
+    python -m benchmarks.attack BUNDLE --seconds 10                  # every attack in turn, one line of JSON each
+    python -m benchmarks.attack BUNDLE --only parts --attackers 100
+
+Health is asked for all the time, on a new connection each time, and so is a control: a process that only accepts and
+answers. What the control waits is the machine's doing. `ok` says that no health answer took longer than a second more
+than the slowest of the control, that none failed, and that the server never held 300 MiB more than before the attack.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic, sleep
+
+SLOW_S, GROWN_MIB, TICK_S = 1.0, 300, 0.05
+CHAT = "/v1/chat/completions"
+CONFIG = (
+    "cameras: {yard: {source: 'test://?fps=5', realtime: true, fps: 1, window_s: 2, every_s: 2, prompt: 'What?'}}\n"
+)
+CONTROL = """
+import socket
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1], flush=True)
+while True:
+    with listening.accept()[0] as one:
+        one.recv(4096)
+        one.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+"""
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+
+
+def post(path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def asked(*parts: str) -> bytes:
+    content = ",".join(parts)
+    return post(CHAT, f'{{"model": "x", "messages": [{{"role": "user", "content": [{content}]}}]}}'.encode())
+
+
+def patterns() -> list[bytes]:
+    """What makes a careless regular expression slow: in a path, and where an error might repeat it."""
+    pieces = ["pw-", "a-a-", "pw_", "user-", ",a:", "a://"]
+    paths = [get("/" + piece * (15_000 // len(piece))) for piece in pieces]
+    return paths + [asked(f'{{"type": "{piece * (64_000 // len(piece))}"}}') for piece in pieces]
+
+
+def bodies() -> list[bytes]:
+    """As much as may be sent, to paths that take it and to some that do not."""
+    large = b'{"model": "' + b"x" * 31_000_000 + b'"}'
+    return [post(path, large) for path in ("/", "/v1/health/live", "/v1/alerts", CHAT, CHAT, CHAT)]
+
+
+def lines() -> list[bytes]:
+    """Line ends and escapes of terminals in paths."""
+    return [get("/x%0a2026-01-01%20INFO%20forged%1b[2J" + "%0a%1b" * 2000)]
+
+
+def parts() -> list[bytes]:
+    """Many small values, which take much more memory read than written."""
+    small = '{"type":"text","text":""}'
+    return [
+        asked(*[small] * 150_000),
+        asked(*[small] * 500_000),
+        asked(*["{}"] * 4_000_000),
+        asked("[" * 9_000_000),
+        post(CHAT, b'{"metadata": {' + b",".join(b'"%d":0' % i for i in range(27_000)) + b"}}"),
+        post(CHAT, b"{" + b",".join(b'"%d":0' % i for i in range(27_000)) + b"}"),
+    ]
+
+
+ATTACKS: dict[str, Callable[[], list[bytes]]] = {"patterns": patterns, "bodies": bodies, "lines": lines, "parts": parts}
+
+
+@dataclass
+class Outcome:
+    """What an attack did. Seconds, MiB; `statuses` counts what attackers were answered, "" nothing."""
+
+    attack: str
+    attackers: int
+    asked: int = 0
+    failed: int = 0
+    slowest_s: float = 0.0
+    control_slowest_s: float = 0.0
+    idle_mib: float = 0.0
+    most_mib: float = 0.0
+    statuses: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Others were served, and memory held."""
+        quick = self.slowest_s <= SLOW_S + self.control_slowest_s
+        return quick and self.asked > 0 and self.failed == 0 and self.most_mib <= self.idle_mib + GROWN_MIB
+
+
+@contextmanager
+def server(bundle: Path) -> Iterator[tuple[int, int]]:
+    """A server with one camera, in a process of its own: its port and process id."""
+    with tempfile.TemporaryDirectory() as folder:
+        config, log = Path(folder, "cameras.yaml"), Path(folder, "log")
+        config.write_text(CONFIG)
+        command = [sys.executable, "-m", "dycoke_edge", "serve", str(bundle), "--config", str(config), "--port", "0"]
+        with log.open("wb") as err:
+            running = subprocess.Popen(command, stderr=err)
+        try:
+            while not (said := re.findall(r" on http://\S+:(\d+)", log.read_text())):
+                if running.poll() is not None:
+                    raise SystemExit(f"the server did not start: {log.read_text()}")
+                sleep(0.1)
+            while status(int(said[0]), get("/v1/health/ready")) != "200":
+                sleep(0.1)
+            yield int(said[0]), running.pid
+        finally:
+            running.terminate()
+            running.wait(30)
+
+
+@contextmanager
+def control() -> Iterator[int]:
+    """The port of a process that answers whatever comes."""
+    running = subprocess.Popen([sys.executable, "-c", CONTROL], stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    try:
+        yield int(running.stdout.readline())
+    finally:
+        running.kill()
+        running.wait()
+        running.stdout.close()
+
+
+def status(port: int, request: bytes, seconds: float = 30.0) -> str:
+    """Send a request and return the status of its answer, "" when there is none."""
+    answer = b""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), seconds) as connection:
+        with suppress(ConnectionError):  # refused half-way: the answer is there
+            connection.sendall(request)
+        while len(answer) < 12 and (block := connection.recv(4096)):
+            answer += block
+    return answer[9:12].decode("latin-1")
+
+
+def strike(port: int, attack: str, attackers: int, seconds: float) -> Counter[str]:
+    """Send what an attack sends, from so many threads, for so long."""
+    requests, end, statuses = ATTACKS[attack](), monotonic() + seconds, Counter[str]()
+    lock = threading.Lock()
+
+    def go(number: int) -> None:
+        while monotonic() < end:
+            found = status(port, requests[number % len(requests)])
+            with lock:
+                statuses[found] += 1
+
+    threads = [threading.Thread(target=go, args=(number,)) for number in range(attackers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return statuses
+
+
+def resident_mib(pid: int) -> float:
+    """What a process and its children hold, in MiB."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    sizes = list[int]()
+    for one in (str(pid), *children):
+        with suppress(OSError, IndexError):
+            sizes.append(int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{one}/status").read_text())[0]))
+    return sum(sizes) / 1024
+
+
+def attack(name: str, port: int, pid: int, other: int, attackers: int, seconds: float) -> Outcome:
+    """Attack a server, and measure it meanwhile."""
+    outcome = Outcome(name, attackers, idle_mib=resident_mib(pid))
+    command = [sys.executable, "-m", "benchmarks.attack", "strike", str(port), name, str(attackers), str(seconds)]
+    striking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.nice(19))
+    live = get("/v1/health/live")
+    while striking.poll() is None:
+        began = monotonic()
+        outcome.control_slowest_s = max(outcome.control_slowest_s, _took(other, live)[1])
+        good, took = _took(port, live)
+        outcome.asked += 1
+        outcome.failed += not good
+        outcome.slowest_s = max(outcome.slowest_s, took)
+        outcome.most_mib = max(outcome.most_mib, resident_mib(pid))
+        sleep(max(0.0, TICK_S - (monotonic() - began)))
+    assert striking.stdout is not None
+    with striking.stdout as said:
+        outcome.statuses = json.loads(said.read())
+    return outcome
+
+
+def _took(port: int, request: bytes) -> tuple[bool, float]:
+    began = monotonic()
+    return status(port, request) == "200", monotonic() - began
+
+
+def main() -> int:
+    """Run the attacks; 1 if one of them did harm."""
+    if sys.argv[1:2] == ["strike"]:
+        where, kind, count, time = sys.argv[2:]
+        print(json.dumps(strike(int(where), kind, int(count), float(time))))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--only", choices=ATTACKS, action="append")
+    parser.add_argument("--attackers", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    args = parser.parse_args()
+    harmed = False
+    with server(args.bundle) as (port, pid), control() as other:
+        for name in args.only or ATTACKS:
+            outcome = attack(name, port, pid, other, args.attackers, args.seconds)
+            print(json.dumps(asdict(outcome) | {"ok": outcome.ok}), flush=True)
+            harmed |= not outcome.ok
+    return int(harmed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

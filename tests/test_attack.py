@@ -1,0 +1,43 @@
+"""Others are served while a server is attacked: the short form of `python -m benchmarks.attack`, on a real process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import attack
+
+Target = tuple[int, int, int]
+
+
+@pytest.fixture(scope="module")
+def target(tiny_bundle: Path) -> Iterator[Target]:
+    with attack.server(tiny_bundle) as (port, pid), attack.control() as other:
+        yield port, pid, other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "answers"), [
+    ("patterns", {"404", "400", "429"}),
+    ("bodies", {"405", "413", "400", "429"}),
+    ("lines", {"404"}),
+    ("parts", {"400", "429"}),
+])  # fmt: skip
+def test_others_are_served_meanwhile(target: Target, name: str, answers: set[str]) -> None:
+    """Health within a second and memory within 300 MiB. The one test with a clock: what a process that only accepts and
+    answers had to wait at the same time is the machine's doing, and is allowed on top."""
+    port, pid, other = target
+    outcome = attack.attack(name, port, pid, other, attackers=30, seconds=3)
+    assert outcome.ok, outcome
+    assert set(outcome.statuses) - {""} <= answers and sum(outcome.statuses.values()) >= 30  # it was an attack
+    assert attack.status(port, attack.get("/v1/health/ready")) == "200"
+
+
+def test_harm_is_seen() -> None:
+    """What `ok` means, value by value."""
+    fine = attack.Outcome("x", 30, asked=9, slowest_s=1.4, control_slowest_s=0.5, idle_mib=100, most_mib=400)
+    assert fine.ok
+    for wrong in ({"slowest_s": 1.6}, {"failed": 1}, {"asked": 0}, {"most_mib": 401}):
+        assert not attack.Outcome(**{**vars(fine), **wrong}).ok
