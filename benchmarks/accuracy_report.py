@@ -251,7 +251,9 @@ def _plot_kinds(table: list[Line], file: Path) -> None:
         "merge 0.7",
         PAPER,
         "both 0.9",
-        *(f"{line} at merge 0.7" for line in ("FastV", "random tokens", "changed tokens (EVS)", "frames spread")),
+        "coverage 25 %",
+        "coverage 46 %, keep 0.7",
+        *(f"{line} 25 %" for line in ("FastV", "random tokens", "changed tokens (EVS)", "frames spread")),
     )
     rows = [row for row in table if row["method"] in wanted] or table
     kinds = [kind for kind in KINDS if rows[0]["kinds"][kind] is not None]
