@@ -85,7 +85,7 @@ def coverage(
         known = [directions[f][rows[f]] for f in range(since, first)]
         seen = np.concatenate(known) if known else np.empty((0, tokens.shape[2]), np.float32)
         flat = directions[list(group)].reshape(-1, tokens.shape[2])
-        weight = None
+        weight: Any = None
         if weigh == "change" and first:
             before = directions[first - 1]
             weight = np.concatenate([1 - (directions[f] * before).sum(-1) for f in group]) + 0.05

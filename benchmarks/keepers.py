@@ -61,7 +61,7 @@ class Remembered:
 def _add(mask: Mask, worth: Array, count: int) -> Mask:
     """The `count` most worth among those that are not there yet."""
     worth = np.where(mask, -np.inf, worth)
-    added = mask.copy()
+    added: Mask = mask.copy()
     added[np.argsort(-worth, kind="stable")[:count]] = True
     return added
 

@@ -212,7 +212,7 @@ def keeping(method: Method, chosen: Chosen, tokens: Array, kv: KVBuffer) -> Iter
         return
     own, bias = layers._keep_policy, kv.bias
     policy = _policy(method, chosen, tokens)
-    layers._keep_policy = lambda kv, compression: policy  # type: ignore[assignment]
+    layers._keep_policy = lambda kv, compression: policy
     if method.heirs:
         assert isinstance(policy, keepers.Fixed)
         inherited = np.log(keepers.heirs(policy.mask, chosen, tokens))
