@@ -201,6 +201,8 @@ PLAIN = {
     "ours-off": "dycoke-edge, no compression",
     "ours-merge": "dycoke-edge, merge",
     "ours-both": "dycoke-edge, merge and prune",
+    "ours-coverage": "dycoke-edge, coverage 25 %",
+    "ours-coverage-14": "dycoke-edge, coverage 14 %",
 }
 PANELS = ("first_token", "inter_token", "whole", "peak_bytes")
 OURS, THEIRS, VISION = "#1f77b4", "#9a9a9a", "#ffb14e"

@@ -46,7 +46,17 @@ def side_by_side(name: str, shape: str, frames: int, rounds: int, limit: float, 
 # The files with tests for a GPU: they want the export extra and pytest, the others more than such a machine may have.
 GPU_TESTS = tuple(
     f"tests/test_{name}.py"
-    for name in ("gpu_device", "gpu_merge", "gpu_pipeline", "kernel_layers", "kernels", "kv", "parity", "tower")
+    for name in (
+        "cover",
+        "gpu_device",
+        "gpu_merge",
+        "gpu_pipeline",
+        "kernel_layers",
+        "kernels",
+        "kv",
+        "parity",
+        "tower",
+    )
 )
 STEPS = (
     Step("tests", ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "gpu", *GPU_TESTS), 300),

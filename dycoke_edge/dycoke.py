@@ -141,12 +141,16 @@ def cover_frame(frame: NDArray[np.floating], known: NDArray[np.floating] | None,
     best = np.zeros(len(rows), np.float32)
     if known is not None and len(known):
         best = np.maximum(best, (rows @ _unit(known).T).max(1))
+    gains = np.maximum(alike - best[:, None], 0).sum(0)
     picks = list[int]()
     for _ in range(kept):
-        gain = np.floor(np.maximum(alike - best[:, None], 0).sum(0) * STEPS + 0.5)
-        gain[picks] = -1
-        picks.append(int(np.argmax(gain)))
-        best = np.maximum(best, alike[picks[-1]])
+        worth = np.floor(np.maximum(gains, 0) * STEPS + 0.5)
+        worth[picks] = -1
+        picks.append(int(np.argmax(worth)))
+        better = np.flatnonzero(alike[picks[-1]] > best)  # few rows after the first picks: a fifth of the time
+        before, now = best[better, None], alike[picks[-1], better, None]
+        gains += (np.maximum(alike[better] - now, 0) - np.maximum(alike[better] - before, 0)).sum(0)
+        best[better] = now[:, 0]
     places = np.sort(np.array(picks, np.int32))
     counts = np.stack([_stands(alike, places, places), _stands(alike, places, np.sort(picks[:active]))])
     return Covered(places, counts)

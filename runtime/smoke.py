@@ -18,16 +18,17 @@ FRAMES, TOKENS = 4, 4
 
 
 def smoke_run(bundle: str | PathLike[str], provider: Provider = "cpu", **options: Any) -> tuple[Reply, list[Parity]]:
-    """Answer a question about a made-up clip with every merge ratio of the bundle; returns the last reply, and how far
-    vision and merge are from the CPU's on another provider. EngineError if that is more than the export allows.
-    `options` are fields of EngineSpec."""
+    """Answer a question about a made-up clip with every merge ratio of the bundle and by coverage; returns the last
+    reply, and how far vision and merge are from the CPU's on another provider. EngineError if that is more than the
+    export allows. `options` are fields of EngineSpec."""
     llm = VideoLLM.load(bundle, provider, kv_capacity=FRAMES * 1024, **options)
     results = [] if provider == "cpu" else _against_cpu(llm)
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (FRAMES, 64, 64, 3), dtype=np.uint8)
     sampling = Sampling(max_new_tokens=TOKENS, stop_token_ids=())
-    for ratio in (0.0, *llm.bundle.manifest.merge_ratios):
-        reply = llm.generate("?", video, compression=Compression(merge_ratio=ratio), sampling=sampling)
+    ratios = (0.0, *llm.bundle.manifest.merge_ratios)
+    for compression in (*(Compression(merge_ratio=ratio) for ratio in ratios), Compression()):
+        reply = llm.generate("?", video, compression=compression, sampling=sampling)
         assert reply.stats.new_tokens == TOKENS
     return reply, results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -97,7 +98,7 @@ def browsing(profile: Path) -> Iterator[Page]:
         os.dup2(theirs_in, 3)
         os.dup2(theirs_out, 4)
 
-    high = [os.dup2(fd, 40 + index) for index, fd in enumerate((theirs_in, theirs_out))]  # out of the way of 3 and 4
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 40) for fd in (theirs_in, theirs_out)]  # out of the way of 3 and 4
     os.close(theirs_in)
     os.close(theirs_out)
     theirs_in, theirs_out = high

@@ -176,7 +176,13 @@ def test_progress_parity_and_manifest(
 def expected_facts() -> dict[str, Any]:
     half = (0.5, 0.5, 0.5)
     ids = {"image_token_id": 259, "video_token_id": 260, "newline_id": 264, "stop_token_ids": (258,)}
-    about = {"format_version": 1, "family": "llava_onevision", "task": "image-text-to-text", "random_seed": lively.SEED}
+    about = {
+        "format_version": 1,
+        "family": "llava_onevision",
+        "task": "image-text-to-text",
+        "random_seed": lively.SEED,
+        "knows": None,
+    }
     return {**about, **ids, "merge_ratios": (0.0, 1.0), "image_mean": half, "image_std": half}
 
 

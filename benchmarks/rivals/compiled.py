@@ -28,9 +28,7 @@ class Make(TorchSide):
 
     def _step(self, token: Tensor, position: Tensor) -> Tensor:
         """token, position [1, 1] -> the next token [1, 1]."""
-        hidden = self.language(
-            input_ids=token, position_ids=position, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
+        hidden = self.hidden(self.cache, input_ids=token, position_ids=position)
         following: Tensor = self.model.lm_head(hidden).argmax(-1)
         return following
 
@@ -41,9 +39,7 @@ class Make(TorchSide):
         self.cache.reset()
         x = self.embeds(self.tokens().flatten(0, 1))
         position = torch.arange(x.shape[1], device=self.device)[None]
-        hidden = self.language(
-            inputs_embeds=x, position_ids=position, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
+        hidden = self.hidden(self.cache, inputs_embeds=x, position_ids=position)
         token, place = self.model.lm_head(hidden[:, -1:]).argmax(-1), position[:, -1:] + 1
         self.wait()
         found, marks = [token], Marks(self.device, clock)

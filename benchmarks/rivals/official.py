@@ -43,7 +43,7 @@ class Make(TorchSide):
         x = self.embeds(visual)
         answer.rows, answer.visual = x.shape[1], len(visual)
         cache: Any = DynamicCache(config=self.text)
-        hidden = self.language(inputs_embeds=x, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
+        hidden = self.hidden(cache, inputs_embeds=x)[:, -1:]
         self.keys = [layer.keys for layer in cache.layers]
         self.values = [layer.values for layer in cache.layers]
         self.previous = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class TorchSide:
         self.model.generation_config.eos_token_id = None  # no side stops
         config = self.model.config
         self.language, self.text = self.model.model.language_model, config.text_config
+        names = signature(type(self.language).forward).parameters
+        self._cached = "cache" if "cache" in names else "past_key_values"  # transformers 5.24 has a new name for it
         size = config.vision_config.image_size
         side_tokens = -(-(size // config.vision_config.patch_size) // 2)
         self.per_frame = side_tokens * side_tokens
@@ -43,6 +46,12 @@ class TorchSide:
         chat = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         before, after = (tokenizer(part, return_tensors="pt").input_ids[0] for part in chat.split("<video>"))
         return before, after
+
+    def hidden(self, cache: Any, **inputs: Tensor) -> Tensor:
+        """The language model's last hidden states [1, T, E]; keys and values are added to `cache`."""
+        given: Any = self.language(**inputs, **{self._cached: cache}, use_cache=True)
+        hidden: Tensor = given.last_hidden_state
+        return hidden
 
     def ids(self) -> Tensor:
         """The whole prompt as `generate` takes it: [1, P + M + 1 + Q], the newline's place included."""
