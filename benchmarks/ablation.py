@@ -88,21 +88,20 @@ def groups() -> dict[str, list[Method]]:
         for p in (1.0, 0.75)
         for positions in ("keep", "reassign")
     ]
+    more: dict[str, dict[str, Any]] = {
+        "reset 4": {"memory": 4, "reset": 4},
+        "reset 8": {"memory": 8, "reset": 8},
+        "mix 0.6": {"mix": "0.6"},
+        "follow 0.25": {"follow": 0.25},
+        "follow 0.5": {"follow": 0.5},
+        "weigh change": {"weigh": "change"},
+        "weigh centre": {"weigh": "centre"},
+        "base -1": {"base": -1.0},
+        "base 0.5": {"base": 0.5},
+        "base 0.8": {"base": 0.8},
+    }
     found["own-more"] = [
-        cover(f"{name}, reach 0", share, reach=0, **more)
-        for share in low
-        for name, more in {
-            "reset 4": {"memory": 4, "reset": 4},
-            "reset 8": {"memory": 8, "reset": 8},
-            "mix 0.6": {"mix": "0.6"},
-            "follow 0.25": {"follow": 0.25},
-            "follow 0.5": {"follow": 0.5},
-            "weigh change": {"weigh": "change"},
-            "weigh centre": {"weigh": "centre"},
-            "base -1": {"base": -1.0},
-            "base 0.5": {"base": 0.5},
-            "base 0.8": {"base": 0.8},
-        }.items()
+        cover(f"{name}, reach 0", share, reach=0, **options) for share in low for name, options in more.items()
     ]
     sets = ("even", "nested", "covering", "framewise", "windowed")
     found["keep"] = [kept(k) for k in ("own", "max", "sum", "half", *sets, "random", "heaviest")]

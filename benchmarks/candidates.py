@@ -85,12 +85,13 @@ def coverage(
         known = [directions[f][rows[f]] for f in range(since, first)]
         seen = np.concatenate(known) if known else np.empty((0, tokens.shape[2]), np.float32)
         flat = directions[list(group)].reshape(-1, tokens.shape[2])
-        weight: Any = None
+        weight: Floats | None = None
         if weigh == "change" and first:
             before = directions[first - 1]
-            weight = np.concatenate([1 - (directions[f] * before).sum(-1) for f in group]) + 0.05
+            weight = np.concatenate([1 - (directions[f] * before).sum(-1) for f in group], dtype=np.float32) + 0.05
         elif weigh == "centre":
-            weight = np.concatenate([1 - directions[f] @ _unit(directions[f].mean(0)) for f in group]) + 0.05
+            middle = [1 - directions[f] @ _unit(directions[f].mean(0)) for f in group]
+            weight = np.concatenate(middle, dtype=np.float32) + 0.05
         taken = greedy(flat, seen, budgets[number], weight, base)
         for order, place in enumerate(taken):
             f = first + place // per_frame

@@ -169,10 +169,8 @@ def _of_one_layer(config: Any) -> Any:
 
 def _cached(given: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values [1, G, S+T, D] of the only layer, whatever a transformers calls them."""
-    cache = next(value for value in given.values() if isinstance(value, Cache))
-    if hasattr(cache, "layers"):
-        return cache.layers[0].keys, cache.layers[0].values
-    return cache.key_cache[0], cache.value_cache[0]
+    layer: Any = next(value for value in given.values() if isinstance(value, Cache)).layers[0]
+    return layer.keys, layer.values
 
 
 def refuse_bad(results: list[Parity]) -> None:

@@ -95,7 +95,7 @@ def cover(tokens: Tensor, budget: float, prune_ratio: float) -> tuple[Tensor, Te
     size = max(1, int(budget * count))
     active = max(1, int(size * (1 - prune_ratio)))
     found: list[list[int]] = []
-    rows: list[tuple[int, int, int]] = []  # flat index, both counts
+    rows: list[tuple[int, ...]] = []  # flat index, both counts
     for frame in range(frames):
         alike = similarities(tokens[frame][:, None], tokens[frame][None])
         best = torch.zeros(count, dtype=torch.float64)

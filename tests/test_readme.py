@@ -123,7 +123,8 @@ def test_the_python_of_a_document_runs(doc: Path, places: dict[str, str], capsys
 
 def installed_by_demo() -> set[str]:
     """Names of the packages of dycoke-edge[export] and of what they ask for."""
-    found, todo = set[str](), [("dycoke-edge", ("export",))]
+    found = set[str]()
+    todo: list[tuple[str, tuple[str, ...]]] = [("dycoke-edge", ("export",))]
     while todo:
         name, extras = todo.pop()
         name = re.sub(r"[-_.]+", "-", name).lower()

@@ -209,7 +209,7 @@ def test_a_string_is_one_message_of_the_user(text: Text) -> None:
         ([USER, ANSWER, Message("user", "", visual=True)], "video", "messages[2] is empty"),
         ([Message("system", "Look", visual=True), USER], "video", "messages[0] of the system shows a video"),
         ([Message("tool", "x"), USER], None, "messages[0] has a role"),  # type: ignore[arg-type]
-        ([7], None, "messages[0] is a int; give Message(role, text)"),  # type: ignore[list-item]
+        ([7], None, "messages[0] is a int; give Message(role, text)"),
         ([Message("user", "a \ud800"), USER], None, "messages[0] is not valid UTF-8"),
         ([FIRST, ANSWER, FIRST], "video", "messages: 2 places"),
         ([FIRST, ANSWER, Message("user", "<video>?")], "video", "messages: 2 places"),
