@@ -107,7 +107,7 @@ def _sizes(per_frame: int, compression: Compression) -> tuple[int, int]:
 def cover_frame(engine: Engine, frame: AnyArray, known: AnyArray | None, compression: Compression) -> Merged:
     """Mode "coverage" for one frame [N, E]; `known` [m, E] is what was kept of the first frame of its pair."""
     kept, active = _sizes(len(frame), compression)
-    if isinstance(frame, DeviceArray) and on_gpu.covers(frame.shape[0], frame.shape[1], frame.dtype):
+    if isinstance(frame, DeviceArray) and on_gpu.covers(len(frame), frame.shape[1], frame.dtype):
         assert known is None or isinstance(known, DeviceArray)
         return Merged(*cover_frame_on_gpu(frame, known, kept, active))
     host = np.asarray(frame)
