@@ -420,7 +420,7 @@ sinks:
 server: {{api_key: "{{DYCOKE_API_KEY}}", stream_hosts: [127.0.0.0/8]}}
 """
     key = f"{CANARY}-0123456789"
-    values = {"DYCOKE_PASSWORD": f"{CANARY}@/x", "DYCOKE_API_KEY": key, "DYCOKE_TOKEN": f"{CANARY}%20+t"}
+    values = {"DYCOKE_PASSWORD": f"{CANARY}@x", "DYCOKE_API_KEY": key, "DYCOKE_TOKEN": f"{CANARY}%20+t"}
     said = list[str]()
 
     def heard(response: httpx.Response) -> httpx.Response:
