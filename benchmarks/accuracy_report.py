@@ -153,11 +153,10 @@ def _markdown(found: Line) -> str:
         "In brackets the 95 % interval over clips.",
         "",
         *grid(HEAD, map(_cells, table)),
-        "",
-        "## By kind of question, %",
-        "",
-        *grid(("method", *KINDS), ([row["method"], *map(_percent, row["kinds"].values())] for row in table)),
     ]
+    if _has_kinds(table):
+        kinds = ([row["method"], *map(_percent, row["kinds"].values())] for row in table)
+        text += ["", "## By kind of question, %", "", *grid(("method", *KINDS), kinds)]
     if found["retained"]:
         kept = [[name, _ranged(value)] for name, value in found["retained"].items()]
         text += ["", f"## Kept by {PAPER} of the accuracy without compression, %", "", *grid(("kind", "kept"), kept)]
@@ -190,16 +189,19 @@ def _plot_curves(table: list[Line], file: Path) -> None:
 # DyCoke's own in strong colours, what is compared with it in pale ones.
 COLOURS = {
     "no compression": "black",
+    "coverage": "#0a7d2c",
+    "coverage and keep": "#00b34a",
     "merge": "#1f4fd8",
     "prune": "#8a2be2",
     "merge and prune": "#0891a5",
     "merge, weighed": "#d81f2a",
     "merge and prune, weighed": "#f07b00",
     "random tokens": "#8c564b",
+    "random tokens, counted": "#c49c94",
     "changed tokens (EVS)": "#d17bb8",
     "frames spread": "#7f7f7f",
     "last frames": "#a8a832",
-    "FastV": "#55a868",
+    "FastV": "#17becf",
 }
 NAMES_TO, TICKS = -58, (20, 40, 60, 80, 100)  # left end of the room for names; below the first tick is nothing else
 
@@ -242,10 +244,16 @@ def apart(wanted: list[float], gap: float) -> list[float]:
     return [float(place) for place in places]
 
 
+def _has_kinds(table: list[Line]) -> bool:
+    return any(value is not None for value in table[0]["kinds"].values())
+
+
 def _plot_kinds(table: list[Line], file: Path) -> None:
-    """Accuracy of each kind of question for the methods that matter most."""
+    """Accuracy of each kind of question for the methods that matter most; nothing where the results do not say."""
     from matplotlib import pyplot
 
+    if not _has_kinds(table):
+        return
     wanted = (
         NONE,
         "merge 0.7",

@@ -15,6 +15,7 @@ from dycoke_edge.errors import (
     EngineError,
     InputError,
     KVOverflow,
+    ReplacedError,
     StaleError,
     UsageError,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "LiveSpec",
     "LiveVideo",
     "Message",
+    "ReplacedError",
     "Reply",
     "Rule",
     "Sampling",

@@ -159,6 +159,7 @@ def _follow(watcher: CameraWatcher, camera: str, screen: Screen, as_json: bool) 
     told = set[str]()
     while not watcher.join(0):
         _print(screen.take(0.1), as_json)
+        watcher.check_bundle()
         _say_what_is_unknown(watcher, camera, told)
         status = watcher.camera_status(camera)
         if status.frames == 0:

@@ -6,6 +6,7 @@ DycokeEdgeError
 ├── InputError       exit 3   a video, image or checkpoint that cannot be read
 │   └── StaleError   exit 3   a camera without recent video
 ├── BundleError      exit 4   a bundle that is missing, damaged, foreign or newer
+│   └── ReplacedError exit 4   a bundle that was replaced, changed or removed while it was in use
 ├── EngineError      exit 4   an inference engine that is not there or failed
 │   └── UnavailableError exit 4   nobody who answers: a watcher that was stopped, or whose model's library fell over
 └── BusyError        exit 4   more questions are waiting than the line holds, or an answer lies half read
@@ -50,6 +51,12 @@ class BundleError(DycokeEdgeError, RuntimeError):
     """A bundle that is missing, damaged, foreign, newer, or that could not be written."""
 
     exit_code = 4
+
+
+class ReplacedError(BundleError):
+    """A bundle that was replaced, changed or removed while it was in use. It stays so until it is loaded again."""
+
+    brief = "the bundle was replaced; restart"  # for who must not see paths
 
 
 class EngineError(DycokeEdgeError, RuntimeError):

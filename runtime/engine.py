@@ -79,6 +79,7 @@ class OrtCpuEngine:
         except EngineError:
             raise
         except Exception as error:  # onnxruntime raises a class of its own per status code
+            self._bundle.check_same()  # else that is why
             raise EngineError(f"onnxruntime cannot load {path}: {one_line(error)}; export again") from None
         self._sessions[graph] = session
         self._bindings[graph] = session.io_binding()

@@ -58,13 +58,13 @@ def opened(path: Path, option: str, most: int) -> Iterator[Image.Image]:
         raise InputError(f"{path} ({option}) cannot be read ({reason}); copy it again or save it as JPEG") from error
 
 
-def kind(path: Path, most: int) -> Literal["image", "animation", "video"]:
+def kind(path: Path, most: int, option: str = "--video") -> Literal["image", "animation", "video"]:
     """What a file is by its content: an image, an animation that Pillow plays, or what FFmpeg may know. Raises
-    TooLarge."""
+    TooLarge, which calls the file by `option`."""
     if path.suffix.lower() in ROWS:
         return "video"
     try:
-        with opened(path, "--video", most) as image:
+        with opened(path, option, most) as image:
             if image.format not in (*PLAYED, *FILMS) or getattr(image, "n_frames", 1) == 1:
                 return "image"
             return "animation" if image.format in PLAYED else "video"
@@ -78,11 +78,13 @@ def kind(path: Path, most: int) -> Literal["image", "animation", "video"]:
 
 def times(image: Image.Image) -> NDArray[np.float64]:
     """When each frame of an animation begins, and when the last ends: seconds from the first, float64 [frames + 1]."""
-    lengths = [0.0]
-    for _ in frames(image):
-        seconds = float(image.info.get("duration", 0)) / 1000
-        lengths.append(seconds if seconds > SHORTEST else USUAL)
-    return np.cumsum(lengths)
+    return np.cumsum([0.0, *map(length, frames(image))])
+
+
+def length(frame: Image.Image) -> float:
+    """For how many seconds a decoded frame of an animation is shown."""
+    seconds = float(frame.info.get("duration", 0)) / 1000
+    return seconds if seconds > SHORTEST else USUAL
 
 
 def frames(image: Image.Image) -> Iterator[Image.Image]:

@@ -4,7 +4,7 @@ only its own tokens. Memory is bounded: the oldest frame goes when there is no r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -26,7 +26,7 @@ from dycoke_edge.runtime.live_room import room
 from dycoke_edge.runtime.live_stats import LiveStats, Pushed
 from dycoke_edge.runtime.live_window import Compared, Window
 from dycoke_edge.runtime.loop import Decoder, Ids
-from dycoke_edge.runtime.reply import Piece, pieces
+from dycoke_edge.runtime.reply import Piece, of_one_bundle, pieces
 from dycoke_edge.runtime.scores import Scores, scores
 from dycoke_edge.runtime.stats import Stats, why_not
 from dycoke_edge.runtime.video import resize
@@ -102,6 +102,7 @@ class LiveVideo:
     def push(self, image: Image, time: float | None = None) -> Pushed:
         """Take the next frame, uint8 [H, W, 3] of any size, seen at `time` in seconds of any clock."""
         began = perf_counter()
+        self.bundle.check_manifest()
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise UsageError(f"a frame has {image.dtype} {list(image.shape)}; give uint8 [H, W, 3]")
         size = self.bundle.model.image_size
@@ -121,6 +122,7 @@ class LiveVideo:
     def push_tokens(self, tokens: AnyArray, time: float | None = None) -> Pushed:
         """Take the next frame as the visual tokens [N, E] that `VideoLLM.encode` makes of it; never gated."""
         began, model = perf_counter(), self.bundle.model
+        self.bundle.check_manifest()
         if tokens.shape != (model.tokens_per_frame, model.hidden_size):
             raise UsageError(f"tokens are {list(tokens.shape)}; give one frame of VideoLLM.encode at a time")
         if self._gate:
@@ -170,9 +172,9 @@ class LiveVideo:
         UsageError if there is no frame, or no room for the question or the answer.
         """
         sampling = replace(sampling, **split("LiveVideo.ask", options, Sampling)[0])
-        return self.buffer.reading(self._answer(prompt, sampling))
+        return self.buffer.reading(of_one_bundle(self.bundle, self._answer(prompt, sampling)))
 
-    def _answer(self, prompt: Asked, sampling: Sampling) -> Iterator[Piece]:
+    def _answer(self, prompt: Asked, sampling: Sampling) -> Generator[Piece, None, None]:
         began = perf_counter()
         if sampling.max_new_tokens > self.spec.max_answer_tokens:
             raise UsageError(
@@ -195,13 +197,16 @@ class LiveVideo:
         One prefill of the question, no decoding. UsageError if there is no frame or no room, or if answers cannot be
         told apart by their first token.
         """
+        self.bundle.check_same()
         first = self.text.first_tokens(answers)
         suffix = self._question(prompt)
         self.stats.questions += 1
         with self.stats.timed("answer"):
             try:
                 self._decoder.read(suffix)
-                return scores(answers, first, self._decoder.logits[0])
+                found = scores(answers, first, self._decoder.logits[0])
+                self.bundle.check_same()  # before they are given away
+                return found
             finally:
                 self._decoder.rewind()
 

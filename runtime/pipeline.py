@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -29,7 +29,7 @@ from dycoke_edge.runtime.live import LiveVideo
 from dycoke_edge.runtime.live_question import LiveQuestions
 from dycoke_edge.runtime.loop import Decoder, Prompt
 from dycoke_edge.runtime.marks import Marks
-from dycoke_edge.runtime.reply import Piece, Reply, pieces
+from dycoke_edge.runtime.reply import Piece, Reply, of_one_bundle, pieces
 from dycoke_edge.runtime.stats import Stats, untiled, why_not
 from dycoke_edge.runtime.text import Text
 from dycoke_edge.runtime.video import open_visual, read_image
@@ -63,6 +63,7 @@ class VideoLLM:
         self.buffer = Buffer(self.exclusive)
         self._decoder = Decoder(self.layers, self.kv, self.exclusive)
         self._lives: WeakSet[LiveVideo] = WeakSet()
+        bundle.check_same()  # nor while all this was loaded
 
     @classmethod
     def load(cls, bundle: str | PathLike[str], provider: Provider = "cpu", **options: Any) -> VideoLLM:
@@ -117,9 +118,8 @@ class VideoLLM:
         compression = compression.but(**of_compression)
         sampling = replace(sampling, **of_sampling)
         clip = replace(clip, **of_clip)
-        return self.buffer.reading(
-            self._stream(prompt, video, image, compression, sampling, clip, on_progress, on_seen)
-        )
+        answer = self._stream(prompt, video, image, compression, sampling, clip, on_progress, on_seen)
+        return self.buffer.reading(of_one_bundle(self.bundle, answer))
 
     def _stream(
         self,
@@ -131,8 +131,7 @@ class VideoLLM:
         clip: Clip,
         on_progress: Progress,
         on_seen: Callable[[Seen], None] | None,
-    ) -> Iterator[Piece]:
-        self.bundle.check_same()
+    ) -> Generator[Piece, None, None]:
         stats = Stats()
         compression = compression if image is None else compression.of_picture()
         prefix, suffix = self.text.encode(prompt, _kind(video, image))
@@ -183,6 +182,7 @@ class VideoLLM:
         of_compression, of_spec = split("VideoLLM.live", options, Compression, LiveSpec)
         with self.exclusive:
             live = LiveVideo(self, compression.but(**of_compression), replace(spec, **of_spec))
+            self.bundle.check_same()
             self._lives.add(live)
         return live
 
@@ -218,7 +218,10 @@ class VideoLLM:
         """Visual tokens [F, N, E] of a video, before merge: what `LiveVideo.push_tokens` takes."""
         frames = self._frames(video, None, clip, lambda done, total: None)
         with self.exclusive:
-            return np.asarray(self._encode(frames, lambda stage, done, total: None))
+            self.bundle.check_same()
+            tokens = np.asarray(self._encode(frames, lambda stage, done, total: None))
+            self.bundle.check_same()
+            return tokens
 
     def _frames(
         self, video: Source | None, image: Source | None, clip: Clip, reading: Callable[[int, int], None]

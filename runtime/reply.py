@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from dycoke_edge.bundle import Bundle
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.stats import Stats
 from dycoke_edge.runtime.step import FinishReason, Step
@@ -42,6 +44,16 @@ class Piece:
     token: int
     stats: Stats
     finish_reason: FinishReason | None = None
+
+
+def of_one_bundle(bundle: Bundle, answer: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+    """An answer whose last piece comes only if the bundle is what it was before the first; else ReplacedError."""
+    bundle.check_same()
+    with closing(answer):
+        for piece in answer:
+            if piece.finish_reason is not None:
+                bundle.check_same()
+            yield piece
 
 
 def pieces(

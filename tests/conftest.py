@@ -16,6 +16,7 @@ from benchmarks import random_model
 from dycoke_edge import VideoLLM
 from dycoke_edge.config import ExportSpec
 from dycoke_edge.export.build import export
+from dycoke_edge.runtime.camera import redact
 from dycoke_edge.runtime.gpu.device import Device
 from tests import lively
 from tests.emulator import EmulatedDevice
@@ -43,6 +44,12 @@ def _providers() -> str:
     except ImportError:
         return "absent"
     return ", ".join(onnxruntime.get_available_providers())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of the environment that one test fills in are words like any other in the next."""
+    monkeypatch.setattr(redact, "_VALUES", redact._Values())
 
 
 @pytest.fixture

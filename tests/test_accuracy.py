@@ -182,7 +182,7 @@ def test_plots_are_drawn_again_from_results(tmp_path: Path) -> None:
     """Every line of a plot is named once, beside it: there is no legend."""
     shutil.copy("benchmarks/results/accuracy.json", tmp_path)
     assert accuracy.main(["--redraw", "--out", str(tmp_path)]) == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.json", "accuracy.png", "accuracy_kinds.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["accuracy.json", "accuracy.png"]  # it has no kinds
     with Image.open(tmp_path / "accuracy.png") as drawn:
         assert drawn.width >= 1500 and len(np.unique(np.asarray(drawn))) > 50
 

@@ -670,33 +670,6 @@ def test_every_byte_of_a_manifest_counts(tiny_bundle: Path, tmp_path: Path) -> N
     assert not opened
 
 
-def renamed_away(bundle: Path, other: Path) -> None:
-    bundle.rename(bundle.with_name("old"))
-    shutil.copytree(other, bundle)
-
-
-def written_again(bundle: Path, other: Path) -> None:
-    (bundle / EMBED).write_bytes((bundle / EMBED).read_bytes())
-
-
-def gone(bundle: Path, other: Path) -> None:
-    shutil.rmtree(bundle)
-
-
-@pytest.mark.parametrize("resident", [False, True])
-@pytest.mark.parametrize("replace", [renamed_away, written_again, gone])
-def test_a_bundle_that_is_replaced_in_use_is_said(
-    tiny_bundle: Path, half_bundle: Path, tmp_path: Path, resident: bool, replace: Callable[[Path, Path], None]
-) -> None:
-    """As a whole, or a file by one of the same size, or removed: no answer is of two bundles."""
-    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    llm = VideoLLM.load(bundle, kv_capacity=256, resident=resident)
-    assert llm.generate("What?", sampling=Sampling(max_new_tokens=2)).token_ids
-    replace(bundle, half_bundle)
-    with pytest.raises(BundleError, match="replaced or removed while the bundle was in use"):
-        llm.generate("What?", sampling=Sampling(max_new_tokens=2))
-
-
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -235,6 +235,52 @@ def test_a_password_comes_from_the_environment_and_goes_nowhere(tiny_bundle: Pat
 
 
 @pytest.mark.parametrize(
+    "uri",
+    [
+        "rtsp://127.0.0.1:{PORT}/{DYCOKE_TOKEN}/x",
+        "rtsp://127.0.0.1:{PORT}/x?key={DYCOKE_TOKEN}",
+        "rtsp://127.0.0.1:{PORT}/x#{DYCOKE_TOKEN}",
+        "rtsp://127.0.0.1:none/{DYCOKE_TOKEN}",
+        "{DYCOKE_WHOLE}",
+        "none/{DYCOKE_TOKEN}.mp4",
+        "file:///none/{DYCOKE_TOKEN}.mp4",
+        "v4l2:///dev/{DYCOKE_TOKEN}",
+        "csi://{DYCOKE_TOKEN}",
+        "test://?{DYCOKE_TOKEN}",
+        "test://?{DYCOKE_PAIR}",
+        "test://?fps={DYCOKE_TOKEN}",
+        "gst://{DYCOKE_TOKEN}",
+        "{DYCOKE_TOKEN}://x",
+    ],
+)
+def test_values_of_the_environment_are_never_shown(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, uri: str
+) -> None:
+    """In any part of a URI, and whatever fails."""
+    port = str(closed_port())
+    monkeypatch.setenv("DYCOKE_TOKEN", CANARY)
+    monkeypatch.setenv("DYCOKE_PAIR", f"{CANARY}=1")
+    monkeypatch.setenv("DYCOKE_WHOLE", f"rtsp://127.0.0.1:{port}/{CANARY}/x")
+    uri = uri.replace("{PORT}", port)
+    for words in (("probe", uri), ("watch", tiny_bundle, uri, "--ask", "x"), ("ask", tiny_bundle, uri, "x")):
+        outcome = here(capsys, *words, "--allow-gst")
+        assert outcome.code in (2, 3) and CANARY not in outcome.out + outcome.err
+
+
+def test_what_works_shows_no_value_either(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    clip = tmp_path / f"{CANARY}.avi"
+    clip.write_bytes(CLIP.read_bytes())
+    monkeypatch.setenv("DYCOKE_CLIP", CANARY)
+    uri = f"{tmp_path}/{{DYCOKE_CLIP}}.avi"
+    probed = here(capsys, "probe", uri, "--json")
+    assert json.loads(probed.out)["uri"] == uri and CANARY not in probed.err
+    watched = here(capsys, "watch", tiny_bundle, uri, "--ask", "x", "--json")
+    assert watched.code == 0 and CANARY not in watched.out + watched.err
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("watch", "BUNDLE", f"rtsp://admin:{CANARY}@h/x", f"rtsp://admin:{CANARY}@h/y", "--ask", "x"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, unquote
 
 import pytest
 from hypothesis import example, given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from dycoke_edge.runtime.camera import redact as module
 from dycoke_edge.runtime.camera.failure import SourceError
-from dycoke_edge.runtime.camera.redact import HIDDEN, one_line, redact
+from dycoke_edge.runtime.camera.redact import HIDDEN, hide, one_line, redact
 from tests.steps import Counted, Steps, TooManyStepsError
 
 CANARY = "c4n4ry"
@@ -121,6 +122,39 @@ def test_any_text(text: str) -> None:
 )
 def test_the_rest_stays(text: str, shown: str) -> None:
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        CANARY,
+        CANARY.upper(),
+        f"{CANARY}@/x",
+        f"{CANARY} é",
+        f"{CANARY}%20y",
+        f"{CANARY}\nx",
+        f"{CANARY}'\\",
+        f"x={CANARY}",
+    ],
+)
+@pytest.mark.parametrize("text", ["rtsp://cam/{}/x", "file:///x/{}", "gst://{}", "no element {}", "a\n{}\nb", "{0}{0}"])
+def test_a_hidden_value_is_shown_by_its_name(value: str, text: str) -> None:
+    hide(value, "{DYCOKE_X}")
+    for spelled in (value, quote(value), quote(value, safe=""), unquote(value), value.lower(), value.strip()):
+        shown = redact(text.format(spelled))
+        assert CANARY not in shown.lower() and "{DYCOKE_X}" in shown and redact(shown) == shown
+    assert redact("rtsp://cam/other") == "rtsp://cam/other"
+
+
+def test_short_values_are_hidden_in_their_own_text_only() -> None:
+    hide("10", "{DYCOKE_N}")
+    hide("rtsp://cam/10/x", "rtsp://cam/{DYCOKE_N}/x")
+    assert redact("rtsp://cam/10/x: 10 s") == "rtsp://cam/{DYCOKE_N}/x: 10 s"
+
+
+def test_a_value_that_is_part_of_a_name_changes_nothing_twice() -> None:
+    hide("DYCOKE", "{DYCOKE_X}")
+    assert redact("a DYCOKE b") == redact(redact("a DYCOKE b")) == "a {DYCOKE_X} b"
 
 
 def test_every_source_error_is_redacted() -> None:

@@ -410,6 +410,8 @@ def test_a_secret_appears_nowhere(tiny_bundle: Path, tmp_path: Path) -> None:
     config = f"""
 cameras:
   dead: {{source: "rtsp://user-{CANARY}:{{DYCOKE_PASSWORD}}@127.0.0.1:9/x?token={CANARY}"}}
+  path: {{source: "rtsp://127.0.0.1:9/{{DYCOKE_TOKEN}}/x"}}
+  query: {{source: "rtsp://127.0.0.1:9/x?channel={{DYCOKE_TOKEN}}"}}
   yard: {{source: "test://?fps=10", realtime: true, fps: 5, window_s: 1, every_s: 1, prompt: "What?"}}
 sinks:
   jsonl: {{path: {tmp_path}/events.jsonl}}
@@ -418,13 +420,14 @@ sinks:
 server: {{api_key: "{{DYCOKE_API_KEY}}", stream_hosts: [127.0.0.0/8]}}
 """
     key = f"{CANARY}-0123456789"
+    values = {"DYCOKE_PASSWORD": f"{CANARY}@x", "DYCOKE_API_KEY": key, "DYCOKE_TOKEN": f"{CANARY}%20+t"}
     said = list[str]()
 
     def heard(response: httpx.Response) -> httpx.Response:
         said.append(f"{response.headers} {response.text}")
         return response
 
-    with process(tiny_bundle, config, tmp_path, DYCOKE_PASSWORD=CANARY, DYCOKE_API_KEY=key) as (url, running):
+    with process(tiny_bundle, config, tmp_path, **values) as (url, running):
         with httpx.Client(base_url=url, trust_env=False, headers={"Authorization": f"Bearer {key}"}) as http:
             new: dict[str, Any] = {
                 "liveStreamUrl": f"rtsp://a:p@ss{CANARY}@127.0.0.1:9/y?password={CANARY}",
@@ -463,4 +466,5 @@ server: {{api_key: "{{DYCOKE_API_KEY}}", stream_hosts: [127.0.0.0/8]}}
         assert running.wait(5) == 0
     said += [(tmp_path / name).read_text() for name in ("out", "err", "events.jsonl")]
     assert len(said) > 45 and "rtsp://***@127.0.0.1:9" in "".join(said)
+    assert "rtsp://127.0.0.1:9/{DYCOKE_TOKEN}/x" in "".join(said)
     assert [text for text in said if CANARY in text] == []

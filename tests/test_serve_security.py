@@ -276,6 +276,30 @@ def test_a_million_packets(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         media.check_video(clip, ServeSpec())
 
 
+@pytest.mark.parametrize(
+    ("cut", "shown"),
+    [
+        (lambda whole: clips.trimmed(whole, 2.3), 44),
+        (lambda whole: clips.edited(whole, [(1.5, 0.42)]), 18),
+        (lambda whole: clips.edited(whole, [(0.5, None), (6.0, 0.0)]), 72),  # shown half a second late
+    ],
+)
+def test_what_an_edit_list_hides_has_no_length(cut: Callable[[Path], Path], shown: int, tmp_path: Path) -> None:
+    options = {"g": "250", "bf": "2", "x264-params": "scenecut=0"}
+    path = cut(clips.write_clip(tmp_path / "whole.mp4", codec="libx264", options=options, frames=72))
+    spec = ServeSpec(file_dirs=(str(tmp_path),), max_frames=shown, max_video_s=shown / 12 + 0.01)
+    assert media.check_video(path, spec) == pytest.approx(shown / 12)
+    assert len(media.Media(spec, clips.SIZE).video(path.as_uri(), media.Wanted(fps=12))) == shown
+    assert len(media.Media(spec, clips.SIZE).video(path.as_uri(), media.Wanted(fps=6))) == shown // 2
+
+
+def test_what_an_edit_list_hides_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clips.edited(clips.write_clip(tmp_path / "whole.mp4", frames=72), [(0.5, 0.0)])
+    monkeypatch.setattr(media, "PACKETS", 20)
+    with pytest.raises(InputError, match="21 or more frames"):
+        media.check_video(path, ServeSpec())
+
+
 # Bodies and connections
 
 

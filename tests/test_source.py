@@ -26,7 +26,7 @@ from dycoke_edge.runtime.camera.probe import probe
 from dycoke_edge.runtime.camera.source import Source, SourceError, open_source
 from dycoke_edge.runtime.camera.timeline import Timeline
 from dycoke_edge.runtime.camera.uri import Address, parse_uri
-from dycoke_edge.runtime.video import read_video
+from dycoke_edge.runtime.video import open_visual, read_video
 from tests import clips
 from tests.clips import read_mark, write_clip
 from tests.servers import rtsp
@@ -476,6 +476,54 @@ def test_a_source_decodes_no_picture_of_too_many_pixels(tmp_path: Path) -> None:
     for path in (parts[1], tmp_path / "a.jpg", clips.cfr(tmp_path, "h264-mp4", size=(256, 96))):
         with pytest.raises(SourceError, match="max_pixels"):
             read(path, max_pixels=128 * 96)
+
+
+# Animations
+
+
+LENGTHS = [125] * 3 + [1000] + [0] * 4 + [125] * 4  # milliseconds; 0 is 100, as browsers show it
+
+
+def animated(path: Path) -> Path:
+    """An animation of 12 marks."""
+    drawn = [Image.fromarray(clips.mark(k)) for k in range(12)]
+    drawn[0].save(path, save_all=True, append_images=drawn[1:], duration=LENGTHS, lossless=True)
+    return path
+
+
+@pytest.mark.parametrize("name", ["clip.webp", "clip.png", "clip.bin.webp"])
+@pytest.mark.parametrize("fps", [2.0, 30.0])
+def test_an_animation_gives_what_run_sees(name: str, fps: float, tmp_path: Path) -> None:
+    path = animated(tmp_path / name)
+    wanted = open_visual(path, Clip(fps=fps), SIZE)
+    got = read(path, fps=fps)
+    assert [frame.pts_s for frame in got] == pytest.approx(wanted.times.tolist())
+    assert all(np.array_equal(frame.image, image) for frame, image in zip(got, wanted.pixels, strict=True))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("clip.webp", "webp"), ("clip.png", "apng")])
+def test_an_animation_says_what_it_is(name: str, codec: str, tmp_path: Path) -> None:
+    report = probe(animated(tmp_path / name))
+    assert (report.codec, report.width, report.height, report.live) == (codec, 128, 96, False)
+    assert (report.frames, report.pts_breaks, report.pts_largest_step) == (12, 0, 1.0)
+    assert report.fps_measured == pytest.approx(11 / 2.15, abs=1e-3)  # without the last
+
+
+def test_animations_that_cannot_be_played(tmp_path: Path) -> None:
+    path = animated(tmp_path / "clip.png")
+    with pytest.raises(SourceError, match="at most 100 in all"):
+        read(path, max_pixels=100)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(SourceError, match="cannot be read") as caught:
+        read(cut)
+    assert caught.value.code == "unreadable"
+
+
+def test_a_still_picture_of_an_animation_is_shown_to_people(tmp_path: Path) -> None:
+    source = open_source(animated(tmp_path / "clip.webp"), ReaderSpec(size=SIZE))
+    assert len(list(frames(source))) == 12 and source.tally.decoded == 12
+    assert source.tally.draw is not None and source.tally.draw(64).shape == (48, 64, 3)
 
 
 # Probe

@@ -84,8 +84,8 @@ class AvSource:
         if self._finite and not self.tally.decoded:
             raise SourceError(
                 "unreadable",
-                f"{self._address.shown} holds no whole picture of up to {self._spec.max_pixels} pixels (max_pixels); "
-                "copy or record it again, or scale it down",
+                f"{self._address.shown} holds no whole picture, or none of up to {self._spec.max_pixels} pixels "
+                "(max_pixels); copy or record it again, or scale it down",
             )
         yield from self._picker.finish()
 

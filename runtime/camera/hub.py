@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dycoke_edge.errors import ReplacedError
 from dycoke_edge.runtime.camera.clock import Clock
 from dycoke_edge.runtime.camera.events import Event, EventRing, EventType, Phase, Sink, Ulids
 from dycoke_edge.runtime.camera.redact import redact
@@ -26,7 +27,9 @@ class Hub:
         self.failures_in_a_row = 0
         self._failed_stage = ""
         self.last_failure: str | None = None
+        self.replaced = False  # the bundle was, and nothing more will be answered
         self.on_panic: Callable[[BaseException], object] = lambda error: None  # a library of the model fell over
+        self.on_replaced: Callable[[str], object] = lambda reason: None
         self._counts: Counter[str] = Counter()
         self._seconds: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])  # stage -> count, sum
         self._lock = threading.Lock()
@@ -65,7 +68,10 @@ class Hub:
             self.failures_in_a_row = 0
 
     def failed(self, error: BaseException, stage: str = "answer") -> str:
-        """The model failed; returns a line that says why."""
+        """The model failed; returns a line that says why. That its bundle was replaced is counted and told once,
+        whoever finds out how often."""
+        if isinstance(error, ReplacedError):
+            return self._lost(error)
         self._failed_stage = stage
         self.failures += 1
         self.failures_in_a_row += 1
@@ -73,6 +79,16 @@ class Hub:
         if not isinstance(error, Exception):
             self.on_panic(error)
         return self.last_failure
+
+    def _lost(self, error: ReplacedError) -> str:
+        with self._lock:
+            first, self.replaced = not self.replaced, True
+        if first:
+            self.failures += 1
+            self.failures_in_a_row += 1
+            self.last_failure = line(error)
+            self.on_replaced(self.last_failure)
+        return line(error)
 
     @property
     def failing(self) -> bool:

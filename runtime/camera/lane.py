@@ -12,7 +12,7 @@ from typing import Protocol
 
 from dycoke_edge.config import Compression, LiveSpec, Sampling
 from dycoke_edge.config_camera import Camera, Rule
-from dycoke_edge.errors import UsageError
+from dycoke_edge.errors import ReplacedError, UsageError
 from dycoke_edge.runtime.camera.alerts import Alerts
 from dycoke_edge.runtime.camera.answers import WatchResult
 from dycoke_edge.runtime.camera.counts import Counts
@@ -72,12 +72,16 @@ class Lane:
         self._hurried = False  # the last answer was cut short for a question
         self._forget = False
         self._reported = -math.inf
+        self._lost: str | None = None  # why the model will never answer again
 
     def work(self) -> bool:
         """One unit of work, False if there was none. A failure is an event; that of a rule costs its score, any other
-        the window."""
+        the window. Once the model's bundle was replaced, frames are dropped."""
         try:
-            return self.unit()
+            return self.unit() if self._lost is None else self._drop()
+        except ReplacedError as error:
+            self._lose(error)
+            return True
         except BaseException as error:  # one camera's trouble is not the others', nor one rule's; so is a panic's
             if self._scoring is None:
                 self._failed(error)
@@ -117,7 +121,9 @@ class Lane:
         return self.recent.ask(question, last_s, sampling)
 
     def check_fresh(self) -> None:
-        """Raise StaleError when there is no recent video. For any thread."""
+        """Raise StaleError when there is no recent video, ReplacedError when the model is lost. For any thread."""
+        if self._lost is not None:
+            raise ReplacedError(self._lost)
         self.recent.check_fresh(self.reader.status().state)
 
     @property
@@ -290,6 +296,24 @@ class Lane:
             except BaseException as more:
                 reason = f"{reason}; and then {self._hub.failed(more)}"
         self._report(reason)
+
+    def _lose(self, error: ReplacedError) -> None:
+        """Give everything up, and say so once."""
+        self._lost = str(error)
+        self._tasks.clear()
+        self._look_now = self._next = self._scoring = None
+        self.counts.failures += 1
+        self.alerts.close(ReplacedError.brief)
+        self._hub.emit("error", "new", self.camera.id, reason=self._hub.failed(error))
+
+    def _drop(self) -> bool:
+        """Take what the reader has, so that a file comes to its end."""
+        if self.finished:
+            return False
+        if self.reader.take() is not None:
+            return True
+        self.finished = self.reader.ended and self.reader.status().state in ("ended", "stopped")
+        return self.finished
 
     def _report(self, reason: str) -> None:
         """An event, but not one a frame."""

@@ -6,8 +6,10 @@ each of its letters. `tests/test_redact.py` counts the steps."""
 from __future__ import annotations
 
 import re
+from urllib.parse import quote, unquote
 
 HIDDEN = "***"
+SHORTEST = 4  # letters of a value that is looked for in any text; "10" stands everywhere
 # What may stand in a query for everyone to see. All else may be a secret: cameras know no common name for it.
 HARMLESS = frozenset(
     [
@@ -28,10 +30,42 @@ _WORD = re.compile(r"\S+")
 _BARE = re.compile(r"(?<![^\s'\"=(<\[,])[^\s/'\"=(<\[,:@]+:(?!//)")
 
 
+class _Values:
+    """Texts that nobody may see, and what they are shown as. Only grows; any thread may look while another adds."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, str] = {}
+        self._pattern: re.Pattern[str] | None = None
+
+    def add(self, forms: set[str], shown: str) -> None:
+        known = self._shown | {form: shown for form in forms if len(form) >= SHORTEST and form not in self._shown}
+        known[shown] = shown  # what is replaced already stays, whatever a value is part of
+        self._shown = known
+        self._pattern = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))))
+
+    def replace(self, text: str) -> str:
+        return text if self._pattern is None else self._pattern.sub(lambda match: self._shown[match[0]], text)
+
+
+_VALUES = _Values()
+
+
+def hide(value: str, shown: str) -> None:
+    """Have `redact` put `shown`, e.g. the name of a variable, wherever `value` or another spelling of it stands: in
+    URIs, in the words of FFmpeg and in logs alike. For the rest of this process; values shorter than SHORTEST stay."""
+    spellings = {value, value.lower(), quote(value), quote(value, safe=""), unquote(value), repr(value)[1:-1]}
+    _VALUES.add(spellings | {form.strip() for form in spellings}, shown)
+
+
+def concealed(text: str) -> str:
+    """The text without the values that were hidden; all else stays."""
+    return _VALUES.replace(text)
+
+
 def redact(text: str) -> str:
-    """The text without user names, passwords and tokens; hosts and paths stay where they can be told apart from them.
-    Doing it twice changes nothing."""
-    return "\n".join(map(_line, text.split("\n")))
+    """The text without user names, passwords and tokens, and without what `hide` was told; hosts and paths stay where
+    they can be told apart from them. Doing it twice changes nothing."""
+    return "\n".join(map(_line, concealed(text).split("\n")))
 
 
 def one_line(text: str, most: int) -> str:

@@ -10,6 +10,7 @@ from dycoke_edge.config_camera import ReaderSpec
 from dycoke_edge.runtime.camera.av_source import AvSource
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.failure import SourceError
+from dycoke_edge.runtime.camera.file_source import FileSource
 from dycoke_edge.runtime.camera.frame import Frame, SourceInfo, Tally
 from dycoke_edge.runtime.camera.gst_source import GstSource
 from dycoke_edge.runtime.camera.pattern import PatternSource
@@ -46,6 +47,8 @@ def open_source(
         return PatternSource(address, spec, source_id, clock)
     if address.kind in ("gst", "csi"):
         return GstSource(address, spec, source_id, clock)
+    if address.kind == "file":
+        return FileSource(address, spec, source_id, clock)
     if address.kind == "rtsp" and spec.hosts:
         return RelayedSource(address, spec, source_id, clock)
     return AvSource(address, spec, source_id, clock)

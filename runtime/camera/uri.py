@@ -11,7 +11,7 @@ from typing import Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from dycoke_edge.errors import UsageError
-from dycoke_edge.runtime.camera.redact import redact
+from dycoke_edge.runtime.camera.redact import HIDDEN, concealed, redact
 
 Kind = Literal["rtsp", "file", "v4l2", "csi", "test", "gst"]
 EXAMPLES = "rtsp://host/stream, v4l2:///dev/video0, csi://0, test://?fps=10 or the path of a video file"
@@ -36,12 +36,15 @@ _WHOLE = frozenset(("width", "height", "seed"))
 @dataclass(frozen=True)
 class Address:
     """Where a source is. `target` is what opens it: a URL, a path, a device, a sensor number or a pipeline, with its
-    credentials; `shown` is the same for people, without."""
+    credentials; `shown` is the same for people, without them."""
 
     kind: Kind
     target: str = field(repr=False)
     shown: str
-    parameters: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shown", redact(self.shown))
 
     def number(self, key: str, default: float) -> float:
         """A parameter as a number, checked when the URI was read."""
@@ -72,7 +75,7 @@ def parse_uri(uri: str | int | PathLike[str]) -> Address:
         case "csi":
             return _sensor(text, rest)
         case "test":
-            return Address("test", rest, redact(text), _split("test", text, rest)[1])
+            return Address("test", rest, text, _split("test", text, rest)[1])
         case "gst":
             return _pipeline(text, rest)
     raise UsageError(f"{redact(text)} has a scheme that no source understands; use {EXAMPLES}")
@@ -87,7 +90,7 @@ def _device(number: int) -> Address:
 def _path(path: str) -> Address:
     if re.fullmatch(r"/dev/video\d+", path):
         return Address("v4l2", path, f"v4l2://{path}")
-    return Address("file", path, redact(path))
+    return Address("file", path, path)
 
 
 def _network(text: str) -> Address:
@@ -103,7 +106,7 @@ def _network(text: str) -> Address:
             f"{redact(text)} has no host or a wrong port; use rtsp://user:password@host:554/stream, "
             "with / ? # in a password written as %2F %3F %23"
         )
-    return Address("rtsp", text, redact(text))
+    return Address("rtsp", text, text)
 
 
 def _cuts_a_login(text: str, host: str, port: int | None) -> bool:
@@ -118,7 +121,7 @@ def _cuts_a_login(text: str, host: str, port: int | None) -> bool:
 def _sensor(text: str, rest: str) -> Address:
     sensor, parameters = _split("csi", text, rest)
     if not re.fullmatch(r"\d{1,2}", sensor or "0"):
-        raise UsageError(f"{text} names no sensor; use e.g. csi://0")
+        raise UsageError(f"{redact(text)} names no sensor; use e.g. csi://0")
     return Address("csi", sensor or "0", text, parameters)
 
 
@@ -126,7 +129,7 @@ def _pipeline(text: str, rest: str) -> Address:
     pipeline = rest.strip().rstrip("!").strip()
     if not pipeline:
         raise UsageError("gst:// has no pipeline; use e.g. 'gst://videotestsrc'")
-    return Address("gst", pipeline, redact(text))
+    return Address("gst", pipeline, text)
 
 
 def _split(kind: Kind, text: str, rest: str) -> tuple[str, dict[str, str]]:
@@ -136,9 +139,8 @@ def _split(kind: Kind, text: str, rest: str) -> tuple[str, dict[str, str]]:
     parameters = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key not in known:
-            raise UsageError(
-                f"{redact(text)} has the unknown parameter {redact(key)}; known: {', '.join(sorted(known))}"
-            )
+            name = redact(key) if key in concealed(text) else HIDDEN  # a hidden value may hold a key and more
+            raise UsageError(f"{redact(text)} has the unknown parameter {name}; known: {', '.join(sorted(known))}")
         if key != "format" and not _fits(key, value):
             low, high, example = LIMITS[key]
             raise UsageError(f"{redact(text)}: {key} must be a number from {low:g} to {high:g}, e.g. {key}={example:g}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dycoke_edge.config import Compression, LiveSpec
 from dycoke_edge.config_camera import Camera, ReaderSpec, Rule
-from dycoke_edge.errors import EngineError, UsageError
+from dycoke_edge.errors import EngineError, ReplacedError, UsageError
 from dycoke_edge.runtime.camera.asking import COMPRESSION, Asking
 from dycoke_edge.runtime.camera.clock import SYSTEM, Clock
 from dycoke_edge.runtime.camera.events import EventRing
@@ -204,6 +204,18 @@ class CameraWatcher(Asking):
         for post in posts:
             post.lane.alerts.close("the rule was removed", rule_id)
 
+    def when_replaced(self, tell: Callable[[str], object]) -> None:
+        """Have a function be told once, with the reason and in any thread, that the model's bundle was replaced."""
+        self._hub.on_replaced = tell
+
+    def check_bundle(self) -> None:
+        """ReplacedError if the model's bundle is not what it was any more; counted once."""
+        try:
+            self._llm.bundle.check_same()
+        except ReplacedError as error:
+            self._hub.failed(error)
+            raise
+
     @property
     def cameras(self) -> dict[str, Camera]:
         """By id."""
@@ -281,6 +293,8 @@ class CameraWatcher(Asking):
         if self._state != "running":
             return [f"the watcher is {self._state}"]
         reasons = [] if self._turns.alive else ["the model's thread has ended"]
+        if self._hub.replaced:
+            reasons.append(ReplacedError.brief)
         if self._hub.failing:
             reasons.append(f"the model failed {self._hub.failures_in_a_row} times in a row: {self._hub.last_failure}")
         since = self._turns.busy_since

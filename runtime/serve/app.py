@@ -25,6 +25,7 @@ def make_app(watcher: CameraWatcher, llm: VideoLLM, spec: ServeSpec, utc: Callab
     an application cannot."""
     service = Service(watcher, llm, spec)
     thumbnails = Thumbnails(service)
+    watcher.when_replaced(errors.log)
     loops = list[asyncio.AbstractEventLoop]()
 
     @asynccontextmanager

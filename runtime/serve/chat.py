@@ -136,6 +136,9 @@ class _Pieces:
         """The next text, often empty; None at the end. Raises what the model raised."""
         if self.answer.until.reached:
             self.close()
+            await self._service.apart(
+                self._service.watcher.check_bundle
+            )  # its last piece, which does that, is not read
             return None
         try:
             if self._service.closing.is_set() or await self._request.is_disconnected():

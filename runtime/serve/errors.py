@@ -17,7 +17,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from dycoke_edge.errors import BusyError, DycokeEdgeError, InputError, StaleError, UnavailableError, UsageError
+from dycoke_edge.errors import (
+    BusyError,
+    DycokeEdgeError,
+    InputError,
+    ReplacedError,
+    StaleError,
+    UnavailableError,
+    UsageError,
+)
 from dycoke_edge.runtime.camera.redact import one_line
 from dycoke_edge.runtime.serve.room import full_disk
 
@@ -82,21 +90,28 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(503, str(error), code="stale")
     if isinstance(error, UnavailableError):
         return ApiError(503, str(error), code="unavailable", retry_after=1.0)
+    if isinstance(error, ReplacedError):
+        return ApiError(503, error.brief, code="replaced")
     if isinstance(error, UsageError | InputError):
         return ApiError(400, str(error))
     if isinstance(error, DycokeEdgeError):
-        LOGGER.error("%s", one_line(str(error), MOST))
+        log(str(error))
         return ApiError(500, str(error), code="engine_error")
     for line in "".join(traceback.format_exception(error)).splitlines():  # a record each: none can be forged
-        LOGGER.error("%s", one_line(line, MOST))
+        log(line)
     return ApiError(500, "internal error; the server's log says more", code="internal_error")
+
+
+def log(reason: str) -> None:
+    """Put a line into the log."""
+    LOGGER.error("%s", one_line(reason, MOST))
 
 
 def no_room(error: OSError) -> ApiError:
     """Nothing can be put into the temporary folder, where what a request shows lies while it is decoded."""
     reason = error.strerror or os.strerror(error.errno or errno.ENOSPC)
     why = f"the server's temporary folder takes no file ({reason}); make room, or start it with TMPDIR=FOLDER"
-    LOGGER.error("%s", one_line(why, MOST))
+    log(why)
     return ApiError(507, why, code="no_room")
 
 

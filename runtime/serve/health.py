@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.responses import Response
 
+from dycoke_edge.errors import ReplacedError
 from dycoke_edge.runtime.camera.redact import redact
 from dycoke_edge.runtime.serve.errors import Json, body
 from dycoke_edge.runtime.serve.metrics import WatcherMetrics
@@ -26,6 +29,8 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/health/ready")
     async def ready(request: Request) -> Response:
         """200 while answers can be expected, else 503 with reasons."""
+        with suppress(ReplacedError):  # the status says so
+            await service.apart(service.watcher.check_bundle)
         status = await service.apart(service.watcher.status)
         if status["ready"] and not service.closing.is_set():
             return Json({"status": "ready", "reasons": []})

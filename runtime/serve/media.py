@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 from numpy.typing import NDArray
 
@@ -151,10 +152,11 @@ def check_video(path: Path, spec: ServeSpec) -> float:
             if not isinstance(stream, av.VideoStream):
                 raise InputError("no video stream; give a file with moving pictures")
             check_size("it", stream.width, stream.height, spec.max_pixels)
-            packets = islice((packet for packet in container.demux(stream) if packet.size), PACKETS + 1)
-            stamps = [packet.pts for packet in packets]
-            seconds = _seconds(stream, [stamp for stamp in stamps if stamp is not None], len(stamps))
-            _check_length(stream, len(stamps), seconds, spec)
+            packets = list(islice(_stamps(container, stream), PACKETS + 1))
+            shown = [pts for pts, is_shown in packets if is_shown]
+            seconds = _seconds(stream, [pts for pts in shown if pts is not None], len(shown))
+            _check_seconds(seconds, spec)
+            _check_work(len(packets), stream.width, stream.height)  # what an edit list hides is decoded too
             return seconds
     except (FFmpegError, OSError):
         raise InputError("cannot be read as a video; give MP4, WebM, Matroska, AVI or MPEG") from None
@@ -170,15 +172,17 @@ def _check_animation(path: Path, spec: ServeSpec) -> float:
         return seconds
 
 
+def _stamps(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[int | None, bool]]:
+    """Of every packet when its frame is shown, and whether it is."""
+    for packet in container.demux(stream):
+        if packet.size:
+            yield packet.pts, not packet.is_discard
+
+
 def _seconds(stream: av.VideoStream, stamps: list[int], count: int) -> float:
     base, rate = stream.time_base, float(stream.average_rate or 25)
     span = float((max(stamps) - min(stamps)) * base) if stamps and base else 0.0
     return span + 1 / rate if span > 0 and math.isfinite(span) else count / rate
-
-
-def _check_length(stream: av.VideoStream, count: int, seconds: float, spec: ServeSpec) -> None:
-    _check_seconds(seconds, spec)
-    _check_work(count, stream.width, stream.height)
 
 
 def _check_seconds(seconds: float, spec: ServeSpec) -> None:
