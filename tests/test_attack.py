@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import attack
+from tests.serving import wait_for
 
 Target = tuple[int, int, int]
 
@@ -24,6 +25,8 @@ def target(tiny_bundle: Path) -> Iterator[Target]:
     ("bodies", {"405", "413", "400", "429"}),
     ("lines", {"404"}),
     ("parts", {"400", "429"}),
+    ("media", {"200", "400", "429"}),
+    ("drips", {"400", "429"}),
 ])  # fmt: skip
 def test_others_are_served_meanwhile(target: Target, name: str, answers: set[str]) -> None:
     """Health within a second and memory within 300 MiB. The one test with a clock: what a process that only accepts and
@@ -33,6 +36,13 @@ def test_others_are_served_meanwhile(target: Target, name: str, answers: set[str
     assert outcome.ok, outcome
     assert set(outcome.statuses) - {""} <= answers and sum(outcome.statuses.values()) >= 30  # it was an attack
     assert attack.status(port, attack.get("/v1/health/ready")) == "200"
+
+
+def test_readers_count_as_memory_of_the_server(tiny_bundle: Path) -> None:
+    with attack.server(tiny_bundle) as (_, pid):
+        wait_for(lambda: attack.resident_mib(pid)[1] > 20)
+        both, readers = attack.resident_mib(pid)
+        assert both > readers + 20
 
 
 def test_harm_is_seen() -> None:
