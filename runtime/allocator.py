@@ -31,8 +31,8 @@ def keep_small(every_s: float = EVERY_S) -> bool:
 
 
 def return_pictures() -> bool:
-    """For a process that reads one picture or film after another: what takes LARGE or more goes back to the system as
-    soon as it is freed. glibc takes blocks of up to 32 MiB from its heap once it has seen one freed, and between smaller
-    ones that are still used they stay. False where the C library is another."""
+    """For a process that reads one picture or film after another: blocks of LARGE and more go back to the system once
+    they are freed. glibc would take those of up to 32 MiB from its heap, once it has seen one freed, and there smaller
+    ones in use hold them. False where the C library is another."""
     library = ctypes.CDLL(None)
     return bool(hasattr(library, "malloc_trim") and library.mallopt(M_MMAP_THRESHOLD, LARGE))
