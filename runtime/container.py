@@ -64,7 +64,7 @@ def opened(path: Path, most: int) -> Iterator[tuple[InputContainer, av.VideoStre
     be of far more. Raises InputError for everything FFmpeg cannot read."""
     try:
         # Without "file:" a colon in the name would be taken for a protocol.
-        with av.open(f"file:{path}", options={"max_pixels": str(most)}) as container:
+        with av.open(f"file:{path}", options={"max_pixels": str(most)}, metadata_errors="replace") as container:
             yield container, picture(path, container, most)
     except (FFmpegError, OSError) as error:
         reason = " ".join((error.strerror or str(error)).split())

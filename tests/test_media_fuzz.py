@@ -19,7 +19,7 @@ from dycoke_edge.runtime.video import open_visual
 from tests import clips
 from tests.serving import data_url
 
-CASES, HEAD = 60, 4096  # changed copies of each file; bytes that are changed
+CASES, HEAD = 80, 4096  # changed copies of each file; bytes that are changed
 MOST = 128 * 96 * 4  # pixels
 SPEC = ServeSpec(max_pixels=MOST, max_frames=8, max_video_s=60.0)
 
@@ -53,6 +53,8 @@ def changed(whole: bytes, dice: random.Random) -> bytes:
     """A copy with one to four changes to its first bytes."""
     data = bytearray(whole)
     for _ in range(dice.randint(1, 4)):
+        if not data:
+            break
         at, length = dice.randrange(min(HEAD, len(data))), dice.randint(1, 16)
         match dice.randrange(6):
             case 0:
@@ -93,4 +95,4 @@ def test_no_header_is_too_strange(name: str, tmp_path: Path) -> None:
             else:
                 seen["read"] += 1
                 assert frames.shape[0] in (1, 2, 3) and frames.shape[1:] == (clips.SIZE, clips.SIZE, 3), number
-    assert min(seen["read"], seen["refused"]) > CASES // 6, seen
+    assert min(seen["read"], seen["refused"]) > CASES // 10, seen

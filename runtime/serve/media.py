@@ -146,7 +146,7 @@ def check_video(path: Path, spec: ServeSpec) -> float:
         return _check_animation(path, spec)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(spec.max_pixels)}
     try:
-        with av.open(f"file:{path}", options=options) as container:
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
             stream = picture(path, container, spec.max_pixels)
             packets = islice((packet for packet in container.demux(stream) if packet.size), PACKETS + 1)
             stamps = [packet.pts for packet in packets]
