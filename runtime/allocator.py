@@ -30,6 +30,12 @@ def keep_small(every_s: float = EVERY_S) -> bool:
     return True
 
 
+def trim() -> None:
+    """Hand free pages back now, after something large. Nothing where the C library is another."""
+    if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def return_pictures() -> bool:
     """For a process that reads one picture or film after another: blocks of LARGE and more go back to the system once
     they are freed. glibc would take those of up to 32 MiB from its heap, once it has seen one freed, and there smaller
