@@ -3,9 +3,10 @@
     python -m benchmarks.attack BUNDLE --seconds 10                  # every attack in turn, one line of JSON each
     python -m benchmarks.attack BUNDLE --only parts --attackers 100
 
-Health is asked for all the time, on a new connection each time, and so is a control: a process that only accepts and
-answers. What the control waits is the machine's doing. `ok` says that no health answer took longer than a second more
-than the slowest of the control, that none failed, and that the server never held 300 MiB more than before the attack.
+Every fifth attacker leaves after a second, all others at the end. Health is asked for all the time, on a new connection
+each time, and so is a control: a process that only accepts and answers. What the control waits is the machine's doing.
+`ok` says that no health answer took longer than a second more than the slowest of the control, that none failed, and
+that the server and the processes that read media for it never held 300 MiB more together than before the first attack.
 Linux only.
 """
 
@@ -21,17 +22,20 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 
-SLOW_S, GROWN_MIB, TICK_S = 1.0, 300, 0.05
-CHAT = "/v1/chat/completions"
-CONFIG = (
-    "cameras: {yard: {source: 'test://?fps=5', realtime: true, fps: 1, window_s: 2, every_s: 2, prompt: 'What?'}}\n"
-)
+from benchmarks.hostile import ATTACKS, get
+
+SLOW_S, GROWN_MIB, TICK_S, PATIENCE_S = 1.0, 300, 0.05, 30.0
+READER_MIB = 50  # that a reader holds at least when it is ready
+CONFIG = """
+cameras: {yard: {source: "test://?fps=5", realtime: true, fps: 1, window_s: 2, every_s: 2, prompt: "What?"}}
+server: {fetch_hosts: [127.0.0.0/8]}
+"""
 CONTROL = """
 import socket
 listening = socket.create_server(("127.0.0.1", 0))
@@ -43,57 +47,10 @@ while True:
 """
 
 
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
-
-
-def post(path: str, body: bytes) -> bytes:
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def asked(*parts: str) -> bytes:
-    content = ",".join(parts)
-    return post(CHAT, f'{{"model": "x", "messages": [{{"role": "user", "content": [{content}]}}]}}'.encode())
-
-
-def patterns() -> list[bytes]:
-    """What makes a careless regular expression slow: in a path, and where an error might repeat it."""
-    pieces = ["pw-", "a-a-", "pw_", "user-", ",a:", "a://"]
-    paths = [get("/" + piece * (15_000 // len(piece))) for piece in pieces]
-    return paths + [asked(f'{{"type": "{piece * (64_000 // len(piece))}"}}') for piece in pieces]
-
-
-def bodies() -> list[bytes]:
-    """As much as may be sent, to paths that take it and to some that do not."""
-    large = b'{"model": "' + b"x" * 31_000_000 + b'"}'
-    return [post(path, large) for path in ("/", "/v1/health/live", "/v1/alerts", CHAT, CHAT, CHAT)]
-
-
-def lines() -> list[bytes]:
-    """Line ends and escapes of terminals in paths."""
-    return [get("/x%0a2026-01-01%20INFO%20forged%1b[2J" + "%0a%1b" * 2000)]
-
-
-def parts() -> list[bytes]:
-    """Many small values, which take much more memory read than written."""
-    small = '{"type":"text","text":""}'
-    return [
-        asked(*[small] * 150_000),
-        asked(*[small] * 500_000),
-        asked(*["{}"] * 4_000_000),
-        asked("[" * 9_000_000),
-        post(CHAT, b'{"metadata": {' + b",".join(b'"%d":0' % i for i in range(27_000)) + b"}}"),
-        post(CHAT, b"{" + b",".join(b'"%d":0' % i for i in range(27_000)) + b"}"),
-    ]
-
-
-ATTACKS: dict[str, Callable[[], list[bytes]]] = {"patterns": patterns, "bodies": bodies, "lines": lines, "parts": parts}
-
-
 @dataclass
 class Outcome:
-    """What an attack did. Seconds, MiB; `statuses` counts what attackers were answered, "" nothing."""
+    """What an attack did. Seconds; MiB of the server and its readers together, `readers_mib` the most of these alone;
+    `statuses` counts what attackers were answered, "" nothing."""
 
     attack: str
     attackers: int
@@ -103,6 +60,7 @@ class Outcome:
     control_slowest_s: float = 0.0
     idle_mib: float = 0.0
     most_mib: float = 0.0
+    readers_mib: float = 0.0
     statuses: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -147,25 +105,32 @@ def control() -> Iterator[int]:
         running.stdout.close()
 
 
-def status(port: int, request: bytes, seconds: float = 30.0) -> str:
-    """Send a request and return the status of its answer, "" when there is none."""
+def told(port: int, request: bytes, seconds: float = PATIENCE_S, most: int = 12) -> bytes:
+    """Send a request and return the beginning of its answer, b"" when there is none."""
     answer = b""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), seconds) as connection:
         with suppress(ConnectionError):  # refused half-way: the answer is there
             connection.sendall(request)
-        while len(answer) < 12 and (block := connection.recv(4096)):
+        while len(answer) < most and (block := connection.recv(4096)):
             answer += block
-    return answer[9:12].decode("latin-1")
+    return answer
+
+
+def status(port: int, request: bytes, seconds: float = PATIENCE_S) -> str:
+    """Send a request and return the status of its answer, "" when there is none."""
+    return told(port, request, seconds)[9:12].decode("latin-1")
 
 
 def strike(port: int, attack: str, attackers: int, seconds: float) -> Counter[str]:
     """Send what an attack sends, from so many threads, for so long."""
-    requests, end, statuses = ATTACKS[attack](), monotonic() + seconds, Counter[str]()
+    model = re.findall(rb'"id":"([^"]+)"', told(port, get("/v1/models"), most=4096))[0].decode()
+    requests, end, statuses = ATTACKS[attack](model), monotonic() + seconds, Counter[str]()
     lock = threading.Lock()
 
     def go(number: int) -> None:
-        while monotonic() < end:
-            found = status(port, requests[number % len(requests)])
+        while (left := end - monotonic()) > 0:
+            patience = max(1.0, left) if number % 5 else 1.0
+            found = status(port, requests[number % len(requests)], patience)
             with lock:
                 statuses[found] += 1
 
@@ -177,19 +142,29 @@ def strike(port: int, attack: str, attackers: int, seconds: float) -> Counter[st
     return statuses
 
 
-def resident_mib(pid: int) -> float:
-    """What a process and its children hold, in MiB."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+def resident_mib(pid: int) -> tuple[float, float]:
+    """What a process and its children hold, and what the children do, in MiB."""
+    children = list[str]()
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):  # of each thread that started some
+        with suppress(OSError):
+            children += listed.read_text().split()
     sizes = list[int]()
     for one in (str(pid), *children):
         with suppress(OSError, IndexError):
             sizes.append(int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{one}/status").read_text())[0]))
-    return sum(sizes) / 1024
+    return sum(sizes) / 1024, sum(sizes[1:]) / 1024
 
 
-def attack(name: str, port: int, pid: int, other: int, attackers: int, seconds: float) -> Outcome:
-    """Attack a server, and measure it meanwhile."""
-    outcome = Outcome(name, attackers, idle_mib=resident_mib(pid))
+def idle_mib(pid: int) -> float:
+    """What a server holds with its readers, once one is ready."""
+    while resident_mib(pid)[1] < READER_MIB:
+        sleep(0.1)
+    return resident_mib(pid)[0]
+
+
+def attack(name: str, port: int, pid: int, other: int, idle_mib: float, attackers: int, seconds: float) -> Outcome:
+    """Attack a server, which held `idle_mib` when it had done nothing yet, and measure it meanwhile."""
+    outcome = Outcome(name, attackers, idle_mib=idle_mib)
     command = [sys.executable, "-m", "benchmarks.attack", "strike", str(port), name, str(attackers), str(seconds)]
     striking = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.nice(19))
     live = get("/v1/health/live")
@@ -200,7 +175,8 @@ def attack(name: str, port: int, pid: int, other: int, attackers: int, seconds: 
         outcome.asked += 1
         outcome.failed += not good
         outcome.slowest_s = max(outcome.slowest_s, took)
-        outcome.most_mib = max(outcome.most_mib, resident_mib(pid))
+        whole, readers = resident_mib(pid)
+        outcome.most_mib, outcome.readers_mib = max(outcome.most_mib, whole), max(outcome.readers_mib, readers)
         sleep(max(0.0, TICK_S - (monotonic() - began)))
     assert striking.stdout is not None
     with striking.stdout as said:
@@ -227,8 +203,9 @@ def main() -> int:
     args = parser.parse_args()
     harmed = False
     with server(args.bundle) as (port, pid), control() as other:
+        idle = idle_mib(pid)
         for name in args.only or ATTACKS:
-            outcome = attack(name, port, pid, other, args.attackers, args.seconds)
+            outcome = attack(name, port, pid, other, idle, args.attackers, args.seconds)
             print(json.dumps(asdict(outcome) | {"ok": outcome.ok}), flush=True)
             harmed |= not outcome.ok
     return int(harmed)

@@ -64,14 +64,15 @@ def opened(path: Path, most: int) -> Iterator[tuple[InputContainer, av.VideoStre
     be of far more. Raises InputError for everything FFmpeg cannot read."""
     try:
         # Without "file:" a colon in the name would be taken for a protocol.
-        with av.open(f"file:{path}", options={"max_pixels": str(most)}) as container:
-            yield container, _picture(path, container, most)
+        with av.open(f"file:{path}", options={"max_pixels": str(most)}, metadata_errors="replace") as container:
+            yield container, picture(path, container, most)
     except (FFmpegError, OSError) as error:
         reason = " ".join((error.strerror or str(error)).split())
         raise InputError(f"{path} (--video) cannot be read as a video ({reason}); {REPAIR}") from error
 
 
-def _picture(path: Path, container: InputContainer, most: int) -> av.VideoStream:
+def picture(path: Path, container: InputContainer, most: int) -> av.VideoStream:
+    """The main video stream of an open file. Raises InputError if there is none that can be decoded."""
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
         raise InputError(f"{path} (--video) has no video stream; give a file with moving pictures")

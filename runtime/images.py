@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ JPEGS = ("JPEG", "MPO")
 PLAYED = ("PNG", "WEBP")  # animations of these
 FILMS = ("GIF", "AVIF")  # FFmpeg plays these
 ROWS = (".mjpeg", ".mjpg")  # JPEGs in a row, which by content are the first of them
-BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, LookupError, ArithmeticError)  # what Pillow raises
 SLACK = 16  # bytes
 SHORTEST = 0.01  # seconds; what is shown for no longer is shown for USUAL, as browsers do
 USUAL = 0.1

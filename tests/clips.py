@@ -62,10 +62,12 @@ def write_clip(
     mux: dict[str, str] | None = None,
     pix_fmt: str = "yuv420p",
     audio: bool = False,
+    title: str = "",
 ) -> Path:
     """Marked frames at `rate` a second, or at `times` (seconds), in the container that the
     suffix of `path` names."""
     with av.open(str(path), "w", options=mux or {}) as out:
+        out.metadata.update({"title": title} if title else {})
         stream = cast(av.VideoStream, out.add_stream(codec, rate=rate, options=options or {}))
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         stream.codec_context.time_base = Fraction(1, rate) if times is None else Fraction(1, 1000)

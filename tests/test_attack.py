@@ -9,13 +9,13 @@ import pytest
 
 from benchmarks import attack
 
-Target = tuple[int, int, int]
+Target = tuple[int, int, int, float]  # port and process of the server, port of the control, MiB when idle
 
 
 @pytest.fixture(scope="module")
 def target(tiny_bundle: Path) -> Iterator[Target]:
     with attack.server(tiny_bundle) as (port, pid), attack.control() as other:
-        yield port, pid, other
+        yield port, pid, other, attack.idle_mib(pid)
 
 
 @pytest.mark.slow
@@ -24,15 +24,23 @@ def target(tiny_bundle: Path) -> Iterator[Target]:
     ("bodies", {"405", "413", "400", "429"}),
     ("lines", {"404"}),
     ("parts", {"400", "429"}),
+    ("media", {"200", "400", "429"}),
+    ("drips", {"400", "429"}),
 ])  # fmt: skip
 def test_others_are_served_meanwhile(target: Target, name: str, answers: set[str]) -> None:
     """Health within a second and memory within 300 MiB. The one test with a clock: what a process that only accepts and
     answers had to wait at the same time is the machine's doing, and is allowed on top."""
-    port, pid, other = target
-    outcome = attack.attack(name, port, pid, other, attackers=30, seconds=3)
+    port, pid, other, idle = target
+    outcome = attack.attack(name, port, pid, other, idle, attackers=30, seconds=3)
     assert outcome.ok, outcome
     assert set(outcome.statuses) - {""} <= answers and sum(outcome.statuses.values()) >= 30  # it was an attack
     assert attack.status(port, attack.get("/v1/health/ready")) == "200"
+
+
+@pytest.mark.slow
+def test_readers_count_as_memory_of_the_server(target: Target) -> None:
+    both, readers = attack.resident_mib(target[1])
+    assert readers >= attack.READER_MIB and both > readers + 20
 
 
 def test_harm_is_seen() -> None:

@@ -53,6 +53,13 @@ def memory() -> int:
     return int(found[1]) << 10
 
 
+def private(process: int) -> int:
+    """Bytes of memory that a process has of its own, as the ceiling counts them."""
+    found = re.search(r"VmData:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
 def ready(server: Served) -> tuple[int, float]:
     """The reading process once it has read, and the seconds that it computed so far."""
     assert server.ask(image(data_url(large_png(20, 20), "image/png")), text()).status_code == 200
@@ -201,6 +208,16 @@ def test_a_picture_that_takes_too_much_memory(tight: Served, name: str) -> None:
     assert error(tight.ask(image(url), text()), 400)["message"].startswith("image_url: ")
     assert tight.ask(image(data_url(large_png(200, 200), "image/png")), text()).status_code == 200
     assert memory() - before < 50_000_000
+
+
+def test_what_one_file_took_is_free_for_the_next(reader: Reader, tmp_path: Path) -> None:
+    clip = clips.write_clip(tmp_path / "clip.mp4", size=(2960, 2960), frames=4)
+    reader.start()
+    (begun,) = children()
+    before = private(begun)
+    for part in (data_url(clip), JPEGS, data_url(clip)):
+        reader.read("video", (part, Wanted()), 60.0)
+        wait_for(lambda: private(begun) < before + (48 << 20))  # a picture of it takes 13 MB, in RGB 26
 
 
 def test_memory_is_named_as_the_reason(tight: Served) -> None:

@@ -197,6 +197,12 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
         read(clips.sound_only(tmp_path / "sound.mp4"))
 
 
+def test_a_title_in_another_encoding_is_no_damage(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", title="abcdefg", frames=4)
+    path.write_bytes(path.read_bytes().replace(b"abcdefg", "Entr\u00e9e.".encode("latin-1")))
+    assert clips.marks(path) == [read_mark(frame.image) for frame in read(path)] == [0, 1, 2, 3]
+
+
 def test_damage_costs_pictures_up_to_the_next_key_frame(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.ts", frames=48, options={"bf": "0", "g": "8", "x264-params": "scenecut=0"})
     data = bytearray(path.read_bytes())

@@ -119,7 +119,7 @@ class AvSource:
         if kind == "file":
             # Without "file:" a colon in the name would be taken for a protocol, and without the option a step back for
             # stamps that ran over, a day ahead.
-            return av.open(f"file:{target}", options=budget | {"correct_ts_overflow": "0"})
+            return av.open(f"file:{target}", options=budget | {"correct_ts_overflow": "0"}, metadata_errors="replace")
         timeout = self._spec.open_timeout, self._spec.read_timeout
         if kind == "v4l2":
             return av.open(target, format="v4l2", options=budget | _camera(self._address), timeout=timeout)
@@ -131,7 +131,8 @@ class AvSource:
             "analyzeduration": "1000000",  # else opening takes 5 s, and begins with pictures that are as old
             "fpsprobesize": "0",
         }
-        return av.open(target, options=budget | options, timeout=(timeout[0], timeout[1] / 2))
+        timeout = (timeout[0], timeout[1] / 2)
+        return av.open(target, options=budget | options, timeout=timeout, metadata_errors="replace")
 
     def _stream(self, container: InputContainer) -> av.VideoStream:
         stream = container.streams.best("video")

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+from dycoke_edge.runtime import allocator
 from dycoke_edge.runtime.serve.errors import ApiError, deepest
 from dycoke_edge.runtime.serve.service import Service
 
@@ -53,6 +54,14 @@ class Share:
 def parse(kind: type[Model], body: bytearray, most: int) -> Model | Exception:
     """A body that is JSON of at most `most` values, which is emptied to make room; or the first thing that is wrong
     with it. That is not raised: an error that is raised keeps what was at hand, for as long as somebody keeps it."""
+    large = len(body) > allocator.LARGE
+    found = _parse(kind, body, most)
+    if large:
+        allocator.trim()  # reading it took its size several times
+    return found
+
+
+def _parse(kind: type[Model], body: bytearray, most: int) -> Model | Exception:
     if body.count(b",") + body.count(b"[") + body.count(b"{") > most:  # a value has one of these before it
         return ApiError(400, f"the body holds too many values; at most {most}", code="too_large")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dycoke_edge.errors import InputError, UsageError
+from dycoke_edge.runtime import allocator
 from dycoke_edge.runtime.serve.media import Frames, Media
 from dycoke_edge.runtime.serve.room import full_disk
 
@@ -30,6 +32,7 @@ def main(descriptor: int) -> None:
     spec, size, tempfile.tempdir = connection.recv()
     media = Media(spec, size)
     Image.init()
+    allocator.return_pictures()
     _limit(spec.read_memory_mb)
     connection.send_bytes(READY)
     while True:
@@ -42,6 +45,8 @@ def main(descriptor: int) -> None:
         connection.send_bytes(json.dumps(facts).encode())
         if frames is not None:
             connection.send_bytes(frames.data.cast("B"))
+        del frames
+        gc.collect()  # decoders lie in cycles; left there, they would count as memory that the next call takes
 
 
 def _answer(media: Media, name: str, arguments: tuple[Any, ...]) -> tuple[dict[str, Any], Frames | None]:

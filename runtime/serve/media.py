@@ -26,7 +26,7 @@ from dycoke_edge.config import Clip
 from dycoke_edge.config_serve import ServeSpec
 from dycoke_edge.errors import DycokeEdgeError, InputError, UsageError
 from dycoke_edge.runtime import images
-from dycoke_edge.runtime.budget import check_size
+from dycoke_edge.runtime.container import picture
 from dycoke_edge.runtime.serve.fetch import Fetcher
 from dycoke_edge.runtime.serve.files import AllowedFiles
 from dycoke_edge.runtime.serve.hosts import AllowedHosts
@@ -147,11 +147,8 @@ def check_video(path: Path, spec: ServeSpec) -> float:
         return _check_animation(path, spec)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", "max_pixels": str(spec.max_pixels)}
     try:
-        with av.open(f"file:{path}", options=options) as container:
-            stream = container.streams.best("video")
-            if not isinstance(stream, av.VideoStream):
-                raise InputError("no video stream; give a file with moving pictures")
-            check_size("it", stream.width, stream.height, spec.max_pixels)
+        with av.open(f"file:{path}", options=options, metadata_errors="replace") as container:
+            stream = picture(path, container, spec.max_pixels)
             packets = list(islice(_stamps(container, stream), PACKETS + 1))
             shown = [pts for pts, is_shown in packets if is_shown]
             seconds = _seconds(stream, [pts for pts in shown if pts is not None], len(shown))
