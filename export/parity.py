@@ -161,7 +161,8 @@ class TorchDecoder:
 
 def _of_one_layer(config: Any) -> Any:
     """The configuration of a model of one layer and no vocabulary; its attention is written out."""
-    values = config.to_dict() | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None}
+    no_ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # else each is warned of
+    values = config.to_dict() | {"num_hidden_layers": 1, "vocab_size": 1} | no_ids
     if values.get("layer_types"):
         values["layer_types"] = values["layer_types"][:1]
     return type(config)(**values)
