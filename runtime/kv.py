@@ -156,7 +156,7 @@ class KVBuffer:
     def _all_counts(self) -> Counts:
         """Those of tokens that are being computed included."""
         if len(self._parts) != 1 or not isinstance(self._parts[0], np.ndarray):
-            host = [np.asarray(part) for part in self._parts]
+            host = [part if isinstance(part, np.ndarray) else part.numpy() for part in self._parts]
             self._parts = [np.concatenate([np.empty((2, 0), np.int64), *host], 1)]
         counts: Counts = self._parts[0]
         return counts

@@ -123,13 +123,13 @@ class GraphLayers:
         embeds: AnyArray,
         positions: NDArray[np.integer],
         side: Side,
-        counts: Counts | None = None,
+        counts: Any = None,
     ) -> None:
         """Compute tokens, embeds [T, E], and add their rows to a side of the buffer."""
         grow = kv.grow_left if side == "left" else kv.grow_right
         for part in self.chunks(kv, len(embeds)):
             if counts is not None:
-                kv.weigh_next(np.asarray(counts[:, part]))
+                kv.weigh_next(counts[:, part])
             inputs, rows = self.shallow(kv, embeds[part], positions[part], side)
             self.deep(kv, inputs, rows)
             grow(part.stop - part.start)

@@ -61,9 +61,10 @@ def ctrl_c() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def made(pytestconfig: pytest.Config) -> Made:
+def made(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """What tests make once and read many times; kept from run to run, for as long as its sources stay the same."""
-    return Made(pytestconfig.cache.mkdir("made"))
+    cache = getattr(pytestconfig, "cache", None)  # runs inside of tests have none
+    return Made(cache.mkdir("made") if cache else tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture(scope="session")

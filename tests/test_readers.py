@@ -41,7 +41,8 @@ def children() -> dict[int, float]:
             command, stat = (folder / "cmdline").read_text(), (folder / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has ended
-        if "serve.child" in command and int(stat[1]) == os.getpid() and stat[0] != "Z":
+        ended = stat[0] == "Z" and len(list((folder / "task").iterdir())) <= 1  # a leader waits for its threads
+        if "serve.child" in command and int(stat[1]) == os.getpid() and not ended:
             found[int(folder.name)] = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
     return found
 

@@ -187,7 +187,7 @@ def test_demo_has_its_packages_and_no_others() -> None:
 
 @pytest.mark.slow
 def test_examples_run_after_demo(demo: Path) -> None:
-    assert "asked: 'nothing'" in after_demo(demo, "examples.camera_app").stdout
+    assert re.search("asked: '[a-z ]+'", after_demo(demo, "examples.camera_app").stdout)
     assert "two" in after_demo(demo, "examples.demo").stdout
     after_demo(demo, "examples.make_scene", "build/scene.mp4")
     after_demo(demo, "examples.make_clip", "build/clip.mp4")

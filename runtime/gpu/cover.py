@@ -4,12 +4,10 @@ that picks."""
 from __future__ import annotations
 
 from ctypes import c_int32
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
-from dycoke_edge.dycoke import PAIR
+from dycoke_edge.dycoke import PAIR, Counts
 from dycoke_edge.runtime.gpu.device import DeviceArray
 from dycoke_edge.runtime.gpu.kernels import BLOCK, suffix, warps
 
@@ -19,20 +17,24 @@ COVER_BLOCK = 1024  # threads; of kernels/cover.cu
 class DeviceCounts:
     """Counts [2, n] in a GPU's memory: some columns of an array int32 [2, M], taken as numpy takes them."""
 
-    def __init__(self, counts: DeviceArray, first: int, stop: int) -> None:
+    def __init__(self, counts: DeviceArray, first: int, stop: int, whole: DeviceCounts | None = None) -> None:
         self.array, self.first, self.shape = counts, first, (2, stop - first)
+        self._whole = whole or self
+        self._host: Counts | None = None  # fetched once for all parts
 
     def __getitem__(self, key: tuple[slice, slice]) -> DeviceCounts:
         """`[:, a:b]`, and nothing else."""
         rows, columns = key
         assert rows == slice(None), "both rows go together"
         start, stop, _ = columns.indices(self.shape[1])
-        return DeviceCounts(self.array, self.first + start, self.first + max(start, stop))
+        return DeviceCounts(self.array, self.first + start, self.first + max(start, stop), self._whole)
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """int64 on the host; waits."""
-        own = self.array.numpy()[:, self.first : self.first + self.shape[1]]
-        return own.astype(dtype or np.int64)
+    def numpy(self) -> Counts:
+        """int64 on the host; waits, once for all parts of an array."""
+        whole = self._whole
+        if whole._host is None:
+            whole._host = self.array.numpy().astype(np.int64)
+        return whole._host[:, self.first : self.first + self.shape[1]]
 
 
 Found = tuple[DeviceArray, DeviceArray, DeviceCounts]  # kept tokens [M, E], flat places int32 [M], counts [2, M]
