@@ -6,7 +6,9 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -72,6 +74,14 @@ def changed(whole: bytes, dice: random.Random) -> bytes:
     return bytes(data)
 
 
+def _pixels(path: Path) -> Any:
+    return open_visual(path, Clip(num_frames=3, max_pixels=MOST), clips.SIZE).pixels
+
+
+def _picture(media: Media, url: str) -> Any:
+    return media.image(url)[None]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_no_header_is_too_strange(name: str, tmp_path: Path) -> None:
     whole, dice, seen = FILES[name](tmp_path / name).read_bytes(), random.Random(5), Counter[str]()
@@ -80,11 +90,12 @@ def test_no_header_is_too_strange(name: str, tmp_path: Path) -> None:
     for number in range(CASES):
         path.write_bytes(changed(whole, dice))
         url = data_url(path)
-        for read in (
-            lambda: open_visual(path, Clip(num_frames=3, max_pixels=MOST), clips.SIZE).pixels,
-            lambda url=url: media.video(url, Wanted(num_frames=3)),
-            lambda url=url: media.image(url)[None],
-        ):
+        reads: tuple[Callable[[], Any], ...] = (
+            partial(_pixels, path),
+            partial(media.video, url, Wanted(num_frames=3)),
+            partial(_picture, media, url),
+        )
+        for read in reads:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # Pillow's and PyAV's own
