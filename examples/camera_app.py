@@ -52,7 +52,7 @@ def main(bundle: str = BUNDLE, *uris: str) -> None:
     log = JsonlSink(Path("build/events.jsonl"))
     with CameraWatcher(VideoLLM.load(bundle), cameras, RULES, on_event=[on_event, log]) as watcher:
         asked = False
-        while not watcher.join(timeout=1):
+        while not watcher.join(timeout=0.05):  # a short file is seen in less than a second
             if not asked and watcher.window("camera1"):
                 answer = watcher.ask("camera1", QUESTION)  # rules and alerts go on meanwhile
                 print(
