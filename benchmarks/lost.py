@@ -44,7 +44,7 @@ def lost(contestant: Contestant, seed: int, frames: int, kinds: tuple[str, ...],
     """A line a question of one clip that `method` loses."""
     (off,) = chosen(["no compression"])
     tokens = contestant.encode(world.draw(world.plan(seed, "test", frames)))
-    kept = contestant.index(method, tokens, seed)
+    kept = contestant.chosen(method, tokens, seed).index
     per_frame, every = tokens.shape[1], np.arange(tokens.shape[0] * tokens.shape[1], dtype=np.int32)
     dropped = np.setdiff1d(every, kept)
     for question in asked_about(seed, frames, kinds):

@@ -15,7 +15,7 @@ from benchmarks import fastv, keepers
 from benchmarks.candidates import Chosen, scored
 from benchmarks.selectors import Selector, changed_tokens, last_frames, random_tokens, spread_frames
 from dycoke_edge import Compression, Sampling, UsageError, VideoLLM
-from dycoke_edge.dycoke import coverage, stands_for
+from dycoke_edge.dycoke import stands_for
 from dycoke_edge.runtime import layers, visual
 from dycoke_edge.runtime.kv import KVBuffer
 from dycoke_edge.runtime.loop import Decoder
@@ -159,16 +159,11 @@ class Contestant:
         """The tokens that enter the decoder, and what they count; FastV drops them later."""
         if method.choose is not None:
             return method.choose(tokens, self._budget(method, tokens), seed=seed)
-        if method.compression.mode == "coverage":
-            return Chosen(*coverage(tokens, method.compression.budget, method.compression.covered_ratio))
-        index = self.index(method, tokens, seed)
-        return Chosen(index, stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None)
-
-    def index(self, method: Method, tokens: Array, seed: int) -> NDArray[np.int32]:
-        """The tokens that enter the decoder; FastV drops them later."""
         if method.select is None:
-            return np.asarray(visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression).index)
-        return method.select(tokens, self._budget(method, tokens), np.random.default_rng(seed))
+            merged = visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)
+            return Chosen(np.asarray(merged.index), merged.counts)
+        index = method.select(tokens, self._budget(method, tokens), np.random.default_rng(seed))
+        return Chosen(index, stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None)
 
     def _budget(self, method: Method, tokens: Array) -> int:
         return len(tokens) * int(method.total * tokens.shape[1])

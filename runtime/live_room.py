@@ -41,7 +41,8 @@ def room(model: ModelSpec, compression: Compression, spec: LiveSpec, prefix: int
     fewer = "fewer --memory-frames, --max-question-tokens or --max-answer-tokens"
     if span > most_span:
         needed = text + -(-span * (SPARE + 1) // SPARE)
-        raise UsageError(f"{asked} need {needed} positions, the model has {model.max_positions}; use {fewer}")
+        less = ", or --positions reassign" if span > merged else ""
+        raise UsageError(f"{asked} need {needed} positions, the model has {model.max_positions}; use {fewer}{less}")
     if text + merged > kv_capacity:
         raise UsageError(
             f"{asked} need {text + merged} KV rows, there are {kv_capacity} (--kv-capacity); "

@@ -250,10 +250,11 @@ class VideoLLM:
         text_rows = num_text + bool(num_frames) + sampling.max_new_tokens
         span = num_frames * model.tokens_per_frame if compression.positions == "keep" else visual_rows
         if span + text_rows > model.max_positions:
+            less = ", or --positions reassign" if span > visual_rows else ""
             raise UsageError(
                 f"{num_frames} frames, {num_text} tokens of --prompt and --max-new-tokens "
                 f"{sampling.max_new_tokens} need {span + text_rows} positions, the model has "
-                f"{model.max_positions}; use fewer of them"
+                f"{model.max_positions}; use fewer of them{less}"
             )
         if visual_rows + text_rows > self.spec.kv_capacity:
             raise KVOverflow(visual_rows + text_rows, self.spec.kv_capacity)

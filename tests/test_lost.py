@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks import lost
+from benchmarks.candidates import Chosen
 from benchmarks.methods import Method, chosen
 from benchmarks.scenes import world
 from benchmarks.scenes.questions import Question
@@ -27,8 +28,8 @@ class Needing:
     def encode(self, frames: object) -> NDArray[Any]:
         return np.zeros((3, 4, 2), np.float32)
 
-    def index(self, method: Method, tokens: object, seed: int) -> NDArray[np.int32]:
-        return KEPT
+    def chosen(self, method: Method, tokens: object, seed: int) -> Chosen:
+        return Chosen(KEPT)
 
     def answer(self, method: Method, tokens: Any, asked: list[str], seed: int) -> tuple[int, list[Any]]:
         index = KEPT if method.compression.merge_ratio else np.arange(12, dtype=np.int32)
