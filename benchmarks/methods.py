@@ -161,6 +161,7 @@ class Contestant:
             return method.choose(tokens, self._budget(method, tokens), seed=seed)
         if method.select is None:
             merged = visual.merge(self.llm.bundle, self.llm.engine, tokens, method.compression)
+            assert merged.counts is None or isinstance(merged.counts, np.ndarray), "this bench runs on the CPU"
             return Chosen(np.asarray(merged.index), merged.counts)
         index = method.select(tokens, self._budget(method, tokens), np.random.default_rng(seed))
         return Chosen(index, stands_for(index, *tokens.shape[:2]) if method.compression.weigh else None)
